@@ -1,0 +1,140 @@
+"""Parts from a config: the one place that knows which node becomes which argument of which other part."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from mmexpert.config import instantiate, locate
+from mmexpert.data.collate import Collate
+from mmexpert.data.loaders import Loaders, PlanSettings, WorkerSettings
+from mmexpert.data.records import RecordDataset
+from mmexpert.encoders.tokenizer import TextTokenizer
+from mmexpert.engine.objective import Objective
+from mmexpert.engine.optim import parameter_groups
+from mmexpert.models.heads import ClassPrompts
+from mmexpert.types import ClassTable, ConfigError
+
+Config = dict[str, Any]
+
+
+def build_dataset(cfg: Config, trust: Sequence[str] = ()) -> RecordDataset:
+    """The data set; all its records are read and checked here."""
+    return instantiate(cfg["dataset"], "dataset", trust)
+
+
+def build_tokenizer(cfg: Config, texts: list[str]) -> TextTokenizer | None:
+    """The text tower's tokenizer: stored with a pretrained one, built from texts (the training part's) for one from scratch."""
+    node = (cfg.get("encoder") or {}).get("text")
+    if not node:
+        return None
+    return locate(node["_target_"]).tokenizer_for(texts, node)
+
+
+def training_classes(dataset: RecordDataset, train: Sequence[int]) -> ClassTable | None:
+    """The class table with the counts of a fold's training part."""
+    if dataset.classes is None:
+        return None
+    labels = [dataset.records[i].label for i in train]
+    return replace(dataset.classes, counts=tuple(labels.count(k) for k in range(len(dataset.classes.names))))
+
+
+def build_model(cfg: Config, classes: ClassTable | None, tokenizer: TextTokenizer | None, trust: Sequence[str] = ()) -> torch.nn.Module:
+    """Towers, head and the model that joins them."""
+    encoders = {}
+    for role, node in (cfg.get("encoder") or {}).items():
+        if node:
+            given = {"tokenizer": tokenizer} if role == "text" else {}
+            encoders[role] = instantiate(node, "encoder", trust, **given)
+    node = dict(cfg["model"])
+    head = node.pop("head", None)
+    return instantiate(
+        node,
+        "model",
+        trust,
+        encoders=encoders,
+        head=build_head(head, classes, trust),
+        class_prompts=ClassPrompts.of(classes, tokenizer) if classes is not None and tokenizer is not None else None,
+    )
+
+
+def build_head(node: Config | None, classes: ClassTable | None, trust: Sequence[str]) -> torch.nn.Module | None:
+    """The class head, or None."""
+    if not node:
+        return None
+    if classes is None:
+        raise ConfigError("model/head: this data set has no classes; choose model/head=none")
+    return instantiate(node, "model", trust, classes=classes)
+
+
+def build_objective(cfg: Config, model: torch.nn.Module, trust: Sequence[str] = ()) -> Objective:
+    """Model, loss and, where a similarity is chosen, the sequence term with a fresh loss of the same form."""
+    similarity = instantiate(cfg["similarity"], "similarity", trust) if cfg.get("similarity") else None
+    loss = instantiate(cfg["loss"], "loss", trust)
+    sequence_loss = instantiate(cfg["loss"], "loss", trust) if similarity is not None else None
+    return Objective(model, loss, similarity, sequence_loss, cfg["sequence_weight"], cfg["sequence_ramp_epochs"])
+
+
+def build_loaders(
+    cfg: Config, dataset: RecordDataset, parts: dict[str, list[int]], tokenizer: TextTokenizer | None, seed: int, place: "Placement"
+) -> Loaders:
+    """Loaders of all parts for this rank."""
+    trainer = cfg["trainer"]
+    micro = trainer["batch_size"] // (place.processes * trainer["accumulation"])
+    return Loaders(
+        dataset,
+        parts,
+        Collate(tokenizer, dataset.unit_length, dataset.pad_to, dataset.max_length),
+        PlanSettings(
+            batch_size=trainer["batch_size"],
+            eval_batch_size=trainer["eval_batch_size"] or max(1, micro),
+            accumulation=trainer["accumulation"],
+            processes=place.processes,
+            rank=place.rank,
+            drop_last=trainer["drop_last"],
+        ),
+        WorkerSettings(
+            num_workers=trainer["num_workers"],
+            prefetch_factor=trainer["prefetch_factor"],
+            pin_memory=place.device.type == "cuda" if trainer["pin_memory"] is None else trainer["pin_memory"],
+            timeout_s=trainer["loader_timeout_s"],
+        ),
+        seed,
+        place.device,
+    )
+
+
+class Placement:
+    """Where a part of the run lives: device, rank, number of processes."""
+
+    def __init__(self, device: torch.device, rank: int = 0, processes: int = 1) -> None:
+        self.device, self.rank, self.processes = device, rank, processes
+
+
+def run_length(cfg: Config, steps_per_epoch: int) -> tuple[int, int]:
+    """(optimizer steps, epochs) of a run: the smaller of trainer.epochs and trainer.max_steps ends it."""
+    steps = cfg["trainer"]["epochs"] * steps_per_epoch
+    if cfg["trainer"]["max_steps"] is not None:
+        steps = min(steps, cfg["trainer"]["max_steps"])
+    if steps < 1:
+        raise ConfigError("trainer.epochs and trainer.max_steps leave no step to train")
+    return steps, math.ceil(steps / steps_per_epoch)
+
+
+def build_optimizer(
+    cfg: Config, objective: Objective, steps_per_epoch: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Optimizer over the parameter groups of all towers, and the rate's schedule, counted in optimizer steps."""
+    node = cfg["optimizer"]
+    groups = parameter_groups(objective, node["lr"], node.get("weight_decay", 0.0))
+    optimizer = instantiate(node, "optimizer", params=groups)
+    total, _ = run_length(cfg, steps_per_epoch)
+    given = {"total_steps": total, "steps_per_epoch": steps_per_epoch} if cfg["scheduler"]["_target_"].startswith("mmexpert.") else {}
+    return optimizer, instantiate(cfg["scheduler"], "scheduler", optimizer=optimizer, **given)
+
+
+def build_evaluator(cfg: Config, trust: Sequence[str] = ()) -> Any:
+    """How the task is scored."""
+    return instantiate(cfg["evaluator"], "evaluator", trust)

@@ -1,0 +1,171 @@
+"""What stands between the shell and Hydra: quoting of arguments, the run folder's name, errors as messages with exit codes."""
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mmexpert.config import CONF_DIR, NOT_HASHED, suggest, trusted
+from mmexpert.types import ConfigError, MmexpertError, SweepError
+
+FREE_KEYS = ("run", "index", "images", "texts", "image", "text", "features", "check", "out", "init_from")
+"""Keys whose values are paths or sentences: quoted for Hydra's grammar whatever they hold."""
+
+OLD_FLAGS = {
+    "batch_size": "trainer.batch_size=64",
+    "num_workers": "trainer.num_workers=2",
+    "max_epochs": "trainer.epochs=8",
+    "num_epochs": "trainer.epochs=8",
+    "epochs": "trainer.epochs=8",
+    "learning_rate": "optimizer.lr=1e-3",
+    "config": "experiment=radar",
+    "version": "name=my_run",
+    "resume-checkpoint": "the same command again (it resumes), or init_from=RUN",
+    "test": "python -m mmexpert.evaluate run=RUN split=test",
+    "data_dir": "dataset.root=DIR",
+    "data-dir": "dataset.root=DIR",
+    "temperature": "loss.temperature=0.07",
+}
+"""Flags of the source systems -> what to write here."""
+
+_SECRET = re.compile(r"(^|[._\-])(token|secret|password|passwd|credentials?)$|(api|access|private)_?key$", re.IGNORECASE)
+_MAX_NAME = 120
+
+
+def prepare_arguments(argv: Sequence[str]) -> list[str]:
+    """The arguments as Hydra's grammar can read them. Raises ConfigError for old flags and literal secrets."""
+    return [_prepare(argument) for argument in argv]
+
+
+def _prepare(argument: str) -> str:
+    if argument.startswith("--") and (name := argument[2:].split("=")[0]) in OLD_FLAGS:
+        raise ConfigError(f"--{name}: write {OLD_FLAGS[name]}")
+    key, separator, value = argument.partition("=")
+    if not separator or argument.startswith("-"):
+        return argument
+    plain_key = key.lstrip("+~")
+    if _SECRET.search(plain_key) and value not in ("", "null", "***"):
+        raise ConfigError(f"{plain_key}: a secret does not belong on a command line, which is stored; set it in the environment instead")
+    quoted = value[:1] in ("'", '"') and value[-1:] == value[:1]
+    bracketed = value[:1] in ("[", "{") or "(" in value
+    if quoted or (bracketed and plain_key not in FREE_KEYS):
+        return argument
+    if plain_key in FREE_KEYS and value not in ("null", "") or "=" in value:
+        return f"{key}='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return argument
+
+
+def run_folder(overrides: Sequence[str]) -> str:
+    """Folder name of a run below outputs/<name>: a function of the overrides, whatever their order; 'default' for none."""
+    parts = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        key = key.lstrip("+~").split("@")[0]
+        dotted = key.replace("/", ".")
+        if any(dotted == ignored or dotted.startswith(ignored + ".") for ignored in NOT_HASHED):
+            continue
+        parts.append(f"{dotted}={re.sub(chr(39) + '|' + chr(34), '', value)}")
+    text = ",".join(sorted(parts))
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    if not text:
+        return "default"
+    if len(text) > _MAX_NAME:
+        return digest[:12]
+    clean = re.sub(r"[^\w.,=+\-\[\]~@]", "_", text)
+    return clean if clean == text else f"{clean}_{digest[:6]}"
+
+
+def register() -> None:
+    """Makes ${run_folder:...} known and Hydra's plug-in folder importable; to be called before Hydra starts."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("run_folder", lambda overrides: run_folder(list(overrides)), replace=True)
+    plugins = str(Path(__file__).parent / "plugins")
+    if plugins not in sys.path:
+        sys.path.append(plugins)
+
+
+def launch(application: Callable[[], object]) -> None:
+    """Runs a Hydra application; every MmexpertError or Hydra error becomes a message on stderr and its exit code.
+
+    A traceback is shown only for a defect of the program, or with hydra.verbose=true.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing, so that the message can be formatted here
+    verbose = any(argument.startswith("hydra.verbose=") for argument in sys.argv)
+    register()
+    try:
+        sys.argv[1:] = prepare_arguments(sys.argv[1:])
+        trusted(sys.argv[1:])
+        application()
+    except Exception as error:  # noqa: BLE001  Hydra and OmegaConf have no common base; what is not theirs or ours is raised again
+        if table := failed_jobs():
+            _end(table, SweepError.exit_code)
+        if verbose or describe(error) is None:
+            raise
+        _end(str(describe(error)), getattr(error, "exit_code", ConfigError.exit_code))
+
+
+def failed_jobs() -> str:
+    """The table of a multirun in which jobs failed; empty where none did."""
+    ended = sys.modules["mmexpert.sweep"].ended if "mmexpert.sweep" in sys.modules else None
+    if ended is None or len(ended.rows) < 2 or not ended.failed():
+        return ""
+    head = f"SweepError: {len(ended.failed())} of {len(ended.rows)} jobs failed; the same command again runs only what is missing"
+    rows = [
+        f"  {state:6s} | {overrides} | {outcome if state == 'done' else describe(outcome) or repr(outcome)}"
+        for overrides, state, outcome in ended.rows
+    ]
+    return "\n".join([head, *rows])
+
+
+def describe(error: Exception) -> str | None:
+    """An error of this package or of Hydra as a message; None for any other, which is a defect and keeps its traceback."""
+    return f"{type(error).__name__}: {error}" if isinstance(error, MmexpertError) else hydra_message(error)
+
+
+def hydra_message(error: Exception) -> str | None:
+    """What a Hydra or OmegaConf error says, in the words of this package; None for an error of another origin."""
+    origin = type(error).__module__.split(".")[0]
+    if origin not in ("hydra", "omegaconf", "antlr4"):
+        return None
+    text = str(error)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return f"ConfigError: {match[1]}: there is no such key{_near_keys(match[1])}"
+    if match := re.search(r"Could not find '([^']+)'\n\nAvailable options in '([^']+)':\n((?:\t.*\n?)+)", text):
+        group, option = match[2], match[1].rsplit("/", 1)[-1]
+        return f"ConfigError: {group}={option}: there is no such option{suggest(option, match[3].split())}"
+    if match := re.search(r"could not override '([^']+)'\.\s*No match in the defaults list", text, re.IGNORECASE):
+        return f"ConfigError: {match[1]}: there is no such config group{suggest(match[1], sorted(groups()))}"
+    return f"ConfigError: {text.strip()}"
+
+
+def groups() -> dict[str, list[str]]:
+    """Config groups and their options, read from the folder names."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(Path(CONF_DIR).rglob("*.yaml")):
+        group = path.parent.relative_to(CONF_DIR).as_posix()
+        if group not in (".", "hydra"):
+            found.setdefault(group, []).append(path.stem)
+    return found
+
+
+def _near_keys(key: str) -> str:
+    """Keys beside a misspelt one: read from the YAML of its group, since the composed config is not at hand."""
+    from omegaconf import OmegaConf
+
+    top, _, rest = key.partition(".")
+    known: set[str] = set()
+    files = [Path(CONF_DIR) / "train.yaml"] if not rest else sorted((Path(CONF_DIR) / top).glob("**/*.yaml"))
+    for path in files:
+        node = OmegaConf.load(path)
+        if OmegaConf.is_dict(node):
+            known |= {str(name) for name in node if name not in ("defaults", "hydra", "_target_")}
+    known |= {group.split("/")[0] for group in groups()} if not rest else set()
+    return suggest(rest.rsplit(".", 1)[-1] if rest else top, sorted(known))
+
+
+def _end(message: str, code: int) -> None:
+    sys.stderr.write(message + "\n")
+    raise SystemExit(code)

@@ -1,0 +1,266 @@
+"""Configuration: where the YAML lies, the schema of the run-level keys, and the one guarded instantiate.
+
+Imports Hydra and the standard library only: `--help` must not wait for torch.
+"""
+
+import difflib
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mmexpert.types import ConfigError
+
+_BESIDE = Path(__file__).resolve().parent / "conf"
+CONF_DIR = str(_BESIDE if _BESIDE.is_dir() else _BESIDE.parents[1] / "conf")  # wheel, else checkout
+
+PARTS = {
+    "encoder": ("mmexpert.encoders",),
+    "model": ("mmexpert.models",),
+    "combiner": ("mmexpert.models",),
+    "similarity": ("mmexpert.similarity",),
+    "loss": ("mmexpert.losses",),
+    "dataset": ("mmexpert.data", "mmexpert.simulate"),
+    "evaluator": ("mmexpert.evaluators", "mmexpert.metrics"),
+    "optimizer": ("mmexpert.engine",),
+    "scheduler": ("mmexpert.engine",),
+    "cv": ("mmexpert.engine",),
+    "tracker": ("mmexpert.engine",),
+}
+"""Config group -> packages whose classes its nodes may name: a foreign config can not put a tracker where an encoder belongs."""
+
+EXACT = (
+    {f"torch.optim.{name}" for name in "AdamW Adam SGD NAdam RAdam".split()}
+    | {
+        f"torch.optim.lr_scheduler.{name}"
+        for name in "CosineAnnealingLR OneCycleLR StepLR MultiStepLR ExponentialLR PolynomialLR LinearLR ConstantLR".split()
+    }
+    | {
+        f"sklearn.model_selection.{name}"
+        for name in "KFold StratifiedKFold GroupKFold StratifiedGroupKFold RepeatedKFold RepeatedStratifiedKFold ShuffleSplit "
+        "StratifiedShuffleSplit GroupShuffleSplit LeaveOneGroupOut PredefinedSplit".split()
+    }
+)
+"""Classes of other libraries that may be named, each checked not to run code of its caller's."""
+
+NOT_HASHED = (
+    "resume trust dry_run name experiment sweep tracker cv.fold cv.workers cv.lock expect_processes data_check trainer.device "
+    "trainer.num_workers trainer.prefetch_factor trainer.pin_memory trainer.loader_timeout_s trainer.group_timeout_s "
+    "trainer.poll_every trainer.log_every trainer.save_every_minutes trainer.save_every_steps trainer.keep_last trainer.save_top_k"
+).split()
+"""Keys that can not change a number: neither the config hash nor the run folder's name holds them."""
+
+
+@dataclass
+class EarlyStoppingKeys:
+    """trainer.early_stopping."""
+
+    monitor: str | None = MISSING
+    patience: int | None = MISSING
+    min_delta: float = MISSING
+
+
+@dataclass
+class TrainerKeys:
+    """trainer: length, batch, numerics, choice, loading and logging; meanings and units in conf/trainer/default.yaml."""
+
+    epochs: int = MISSING
+    max_steps: int | None = MISSING
+    batch_size: int = MISSING
+    eval_batch_size: int | None = MISSING
+    accumulation: int = MISSING
+    drop_last: bool = MISSING
+    val_every: int = MISSING
+    device: str = MISSING
+    mixed_precision: Any = MISSING  # `no` is a boolean in YAML 1.1; checked by engine/runtime.py
+    max_grad_norm: float | None = MISSING
+    deterministic: bool = MISSING
+    nonfinite: str = MISSING
+    nonfinite_budget: int = MISSING
+    poll_every: int | None = MISSING
+    monitor: Any = MISSING  # a key or a list of keys
+    mode: str | None = MISSING
+    early_stopping: EarlyStoppingKeys = MISSING
+    save_top_k: int = MISSING
+    keep_last: int = MISSING
+    save_every_minutes: float | None = MISSING
+    save_every_steps: int | None = MISSING
+    num_workers: int = MISSING
+    prefetch_factor: int = MISSING
+    pin_memory: bool | None = MISSING
+    loader_timeout_s: int = MISSING
+    group_timeout_s: int = MISSING
+    log_every: int = MISSING
+
+
+@dataclass
+class RunKeys:
+    """The run-level keys; meanings in conf/train.yaml. Group nodes are checked by the classes that they name."""
+
+    name: str = MISSING
+    seed: int = MISSING
+    resume: str = MISSING
+    init_from: str | None = MISSING
+    init_strict: bool = MISSING
+    dry_run: bool = MISSING
+    expect_processes: int | None = MISSING
+    allow_world_change: bool = MISSING
+    final_parts: Any = MISSING  # a list out of train, valid, test
+    data_check: str = MISSING
+    sequence_weight: float = MISSING
+    sequence_ramp_epochs: float = MISSING
+    trainer: TrainerKeys = MISSING
+    encoder: Any = MISSING
+    model: Any = MISSING
+    similarity: Any = MISSING
+    loss: Any = MISSING
+    dataset: Any = MISSING
+    cv: Any = MISSING
+    evaluator: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: Any = MISSING
+    tracker: Any = MISSING
+
+
+CHOICES = {
+    "resume": ("auto", "must", "never"),
+    "data_check": ("quick", "deep", "off"),
+    "trainer.device": ("auto", "cpu", "cuda"),
+    "trainer.nonfinite": ("stop", "skip"),
+}
+
+
+def check(cfg: DictConfig) -> dict[str, Any]:
+    """The config as plain containers, interpolations resolved, after all checks that need no data and no torch.
+
+    `+trainer.foo=1` slips past Hydra's struct flag; the merge into the schema finds it. Raises ConfigError.
+    """
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True)
+        OmegaConf.merge(OmegaConf.structured(RunKeys), plain)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_explain(error)) from error
+    unknown = [key for key in plain if key not in {f.name for f in fields(RunKeys)}]
+    if unknown:
+        raise ConfigError(f"unknown key {unknown[0]!r}{suggest(unknown[0], [f.name for f in fields(RunKeys)])}")
+    for key, allowed in CHOICES.items():
+        value = OmegaConf.select(cfg, key)
+        if value not in allowed:
+            raise ConfigError(f"{key}={value}: choose one of {', '.join(allowed)}")
+    if plain["seed"] < 0:
+        raise ConfigError(f"seed={plain['seed']}: a seed is 0 or above")
+    return plain
+
+
+def _explain(error: OmegaConfBaseException) -> str:
+    key = error.full_key or ""
+    message = str(error).splitlines()[0]
+    if "not in" in message and "." in key:
+        known = {f.name for f in fields(TrainerKeys)} if key.startswith("trainer.") else set()
+        return f"{key}: there is no such key{suggest(key.rsplit('.', 1)[1], sorted(known))}"
+    return f"{key or 'configuration'}: {message}"
+
+
+def suggest(word: str, known: Sequence[str]) -> str:
+    """': did you mean X? There are a, b, c' for a misspelt word, or the list alone; nothing where nothing is known."""
+    if not known:
+        return ""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    hint = f": did you mean {near[0]!r}?" if near else "."
+    return f"{hint} There are {', '.join(sorted(known))}"
+
+
+def instantiate(node: Any, group: str, trust: Sequence[str] = (), **given: Any) -> Any:
+    """The object that a config node names by `_target_`, built with the node's keys and what is given beside them.
+
+    group names the entry of PARTS that says which packages may be named; trust adds packages (from the command line only). Every
+    `_target_` at any depth is checked before anything is built. Raises ConfigError naming the key, the class or the argument.
+    """
+    from hydra.utils import instantiate as hydra_instantiate
+
+    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    if not isinstance(plain, dict) or "_target_" not in plain:
+        raise ConfigError(f"{group}: the node has no _target_; it holds {plain!r}")
+    given_keys = set(given)
+    for path, found in targets(plain, group):
+        _check_target(path, found, PARTS[group], trust)
+        _check_arguments(path, found, given_keys if found is plain else set())
+    # partial: Hydra would copy what is given (modules, parameter groups) into the config
+    return hydra_instantiate(plain | {"_partial_": True}, _convert_="all")(**given)
+
+
+def targets(plain: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(full key, node) of every dict with a `_target_`, at any depth, in lists and under `_args_` too."""
+    if isinstance(plain, dict):
+        if "_target_" in plain:
+            yield path, plain
+        for key, value in plain.items():
+            yield from targets(value, f"{path}.{key}")
+    elif isinstance(plain, list):
+        for position, value in enumerate(plain):
+            yield from targets(value, f"{path}[{position}]")
+
+
+def locate(target: str) -> type:
+    """The class of an allowed dotted name."""
+    module, name = target.rsplit(".", 1)
+    return vars(importlib.import_module(module))[name]
+
+
+def _check_target(path: str, node: dict[str, Any], roots: Sequence[str], trust: Sequence[str]) -> None:
+    target = node["_target_"]
+    well_formed = isinstance(target, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target)
+    if well_formed and (target in EXACT or _is_part(target, roots, False) or _is_part(target, trust, True)):
+        return
+    package = str(target).split(".")[0]
+    raise ConfigError(
+        f"{path}._target_={target!r} is refused: it must be a class below {', '.join(roots)}; "
+        f"for your own package add trust=[{package}] to the command line"
+    )
+
+
+def _is_part(target: str, roots: Sequence[str], functions: bool) -> bool:
+    """A prefix test alone has a hole: mmexpert.losses.clip.torch.load begins rightly and is torch.load."""
+    module, name = target.rsplit(".", 1)
+    if not any(module == root or module.startswith(root + ".") for root in roots):
+        return False
+    try:
+        part = vars(importlib.import_module(module)).get(name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"_target_={target!r}: {error}") from error
+    right_kind = inspect.isclass(part) or (functions and inspect.isfunction(part))
+    home = getattr(part, "__module__", "") or ""
+    return right_kind and any(home == root or home.startswith(root + ".") for root in roots)
+
+
+def _check_arguments(path: str, node: dict[str, Any], given: set[str]) -> None:
+    if "_args_" in node:
+        return
+    accepted = inspect.signature(locate(node["_target_"])).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
+        return
+    keys = {key for key in node if not key.startswith("_")}
+    for key in sorted(keys - set(accepted)):
+        raise ConfigError(f"{path}.{key}: {node['_target_']} takes no such key{suggest(key, sorted(set(accepted) - given))}")
+    needed = {name for name, p in accepted.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL}
+    for key in sorted(needed - keys - given):
+        raise ConfigError(f"{path}: {node['_target_']} needs the key {key!r}")
+
+
+def trusted(argv: Sequence[str]) -> tuple[str, ...]:
+    """Packages that the command line trusts (`trust=[mypkg]`): read from the arguments alone, never from a YAML."""
+    for argument in argv:
+        if argument.startswith("trust="):
+            names = tuple(name.strip() for name in argument[6:].strip("[]'\"").split(",") if name.strip())
+            for name in names:
+                if name.split(".")[0] in sys.stdlib_module_names | {"mmexpert", "torch", "numpy", "hydra", "omegaconf", "transformers"}:
+                    raise ConfigError(f"trust=[{name}]: the standard library and dependencies are never trusted as parts")
+            return names
+    return ()

@@ -1,0 +1,162 @@
+"""What every data set is to the rest of the package: sorted records with ids, groups, labels, captions and positive keys."""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from mmexpert.types import ClassTable, ConfigError, DataError
+
+Draw = tuple[int, int, int]
+"""(index, epoch, repeat): which record, in which epoch (-1 = evaluation: nothing random), its how-manieth draw in that epoch."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sample before its files are read."""
+
+    id: str  # unique in the data set, stable when files are added
+    split: str  # train, valid, test, or "" where the data set has no parts of its own
+    group: str  # rows of one group never straddle a fold
+    captions: tuple[str, ...] = ()
+    label: int = -1  # index into classes.names
+    source: Any = None  # what the data set needs to load it: paths, a window, a shard
+    text_key: str = ""  # canonical description, where the set has one; equal descriptions are positives of each other
+    hard_captions: tuple[tuple[str, str], ...] = ()  # (kind, caption that differs from captions[0] in that one attribute)
+    size: int = 0  # bytes of the source files, for the fingerprint
+
+
+@dataclass
+class Exclusions:
+    """What reading left out and what it warned of: nothing is dropped without a line here."""
+
+    dropped: list[tuple[str, str, str]] = field(default_factory=list)  # (file, record, reason)
+    warnings: list[str] = field(default_factory=list)
+
+
+class RecordDataset(Dataset):
+    """Base of all data sets: a sequence of records, drawn by (index, epoch, repeat).
+
+    A subclass reads and checks all records in its constructor, calls super().__init__, and defines sample(). It knows no
+    tokenizer, no device, no global random state.
+
+    records: any order; sorted by id here. positives: instance | text | label | group. hard_kinds: kinds of hard captions.
+    together: ids that a training batch must keep side by side (pairs), or None.
+    """
+
+    hard_kinds: tuple[str, ...] = ()
+    together: list[tuple[int, ...]] | None = None
+
+    def __init__(self, name: str, records: Iterable[Record], positives: str, classes: ClassTable | None = None) -> None:
+        self.name = name
+        self.records = sorted(records, key=lambda record: record.id)
+        self.classes = classes
+        self.exclusions = Exclusions()
+        check_unique(self.records, name)
+        self.keys = positive_keys(self.records, positives)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        """The sample of a draw: roles of types.Batch for one row, as NumPy arrays, ints and strings; id and positive_key included."""
+        index, epoch, repeat = draw
+        record = self.records[index]
+        sample = self.sample(record, epoch, repeat)
+        return sample | {"id": index, "positive_key": int(self.keys[index])}
+
+    def sample(self, record: Record, epoch: int, repeat: int) -> dict[str, Any]:
+        """Loads one record; draws come from data.sampling.sample_rng(seed, epoch, record.id, repeat), none where epoch is -1."""
+        raise NotImplementedError
+
+    def part(self, split: str) -> list[int]:
+        """Indices of the records that the data set itself puts into a split."""
+        return [i for i, record in enumerate(self.records) if record.split == split]
+
+    def training_texts(self, indices: Sequence[int]) -> list[str]:
+        """Captions from which a vocabulary may be built: those of the given records, and the class texts."""
+        texts = [caption for i in indices for caption in self.records[i].captions]
+        if self.classes is not None:
+            texts += [text for texts_of_class in self.classes.texts for text in texts_of_class]
+        return texts
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the sorted records: id, split, label, group, texts and bytes; no modification times."""
+        digest = hashlib.sha256()
+        for line in self.fingerprint_lines():
+            digest.update(line.encode() + b"\n")
+        return digest.hexdigest()
+
+    def fingerprint_lines(self) -> list[str]:
+        """One line a record: a stored run compares them to name the records that changed."""
+        return [
+            "\t".join([r.id, r.split, str(r.label), r.group, "|".join(r.captions), r.text_key, str(r.size)]) for r in self.records
+        ]
+
+
+def check_unique(records: Sequence[Record], name: str) -> None:
+    """Raises DataError where two records share an id."""
+    for before, after in zip(records, records[1:], strict=False):
+        if before.id == after.id:
+            raise DataError(f"{name}: two records have the id {after.id!r} ({before.source}, {after.source}): give each its own")
+
+
+def positive_keys(records: Sequence[Record], by: str) -> np.ndarray:
+    """int64 [n]: equal where two records are positives of each other.
+
+    by: instance (each record alone) | text (same text_key; without one, connected components of equal normalised captions)
+    | label (same class) | group.
+    """
+    if by == "instance":
+        names = [record.id for record in records]
+    elif by == "label":
+        if any(record.label < 0 for record in records):
+            raise ConfigError("dataset.positives=label needs a label in every record: choose instance, text or group")
+        names = [f"label {record.label}" for record in records]
+    elif by == "group":
+        names = [record.group for record in records]
+    elif by == "text":
+        if records and all(record.text_key for record in records):
+            names = [record.text_key for record in records]
+        else:
+            names = caption_components(records)
+    else:
+        raise ConfigError(f"dataset.positives={by!r}: choose instance, text, label or group")
+    return np.array([stable_key(name) for name in names], dtype=np.int64)
+
+
+def caption_components(records: Sequence[Record]) -> list[str]:
+    """Name of each record's component under "shares a normalised caption with" (union-find)."""
+    parent = list(range(len(records)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    first_with: dict[str, int] = {}
+    for i, record in enumerate(records):
+        for caption in record.captions:
+            other = first_with.setdefault(normalize_caption(caption), i)
+            parent[root(i)] = root(other)
+    lowest: dict[int, int] = {}
+    for i in range(len(records)):
+        lowest.setdefault(root(i), i)
+    return [records[lowest[root(i)]].id for i in range(len(records))]
+
+
+def normalize_caption(caption: str) -> str:
+    """NFKC, casefold, blanks collapsed, trailing .!?,; off: what counts as the same caption."""
+    text = unicodedata.normalize("NFKC", caption).casefold()
+    return re.sub(r"\s+", " ", text).strip().rstrip(".!?,;").rstrip()
+
+
+def stable_key(name: str) -> int:
+    """First 8 bytes of BLAKE2b as a signed integer: the same in every process, unlike hash()."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)

@@ -1,0 +1,76 @@
+"""What is measured while training: rows of metrics.jsonl every log_every steps, the history row of an epoch, and where time goes."""
+
+import resource
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmexpert.engine.console import Console
+from mmexpert.engine.progress import Progress
+from mmexpert.engine.runtime import Ranks
+from mmexpert.engine.tracking import Tracker
+
+
+class Meter:
+    """Turns loss tensors, norm, rates and clocks into rows for tracker and console; the only place that reads them from the device.
+
+    log_every: optimizer steps between rows. batch_size: samples per optimizer step over all processes.
+    """
+
+    def __init__(self, tracker: Tracker, console: Console, ranks: Ranks, device: torch.device, log_every: int, batch_size: int) -> None:
+        self.tracker, self.console, self.ranks, self.device = tracker, console, ranks, device
+        self.log_every, self.batch_size = log_every, batch_size
+        self.epoch_start = self.row_start = time.monotonic()
+        self.waited, self.steps = 0.0, 0
+
+    def timed(self, windows: Iterable[list[dict]]) -> Iterator[list[dict]]:
+        """The same windows; the time that each took to come counts as data time."""
+        self.epoch_start = self.row_start = before = time.monotonic()
+        self.waited, self.steps = 0.0, 0
+        for window in windows:
+            self.waited += time.monotonic() - before
+            yield window
+            before = time.monotonic()
+
+    def step(self, progress: Progress, losses: dict[str, Tensor], norm: Tensor, module: nn.Module, schedule: Any) -> None:
+        """Logs a row every log_every steps; on the others nothing is read from the device."""
+        self.steps += 1
+        if progress.step % self.log_every:
+            return
+        names = list(losses) + ["grad_norm"]
+        scales = module.scales()
+        values = torch.stack([losses[name].detach().float() for name in losses] + [norm.float()] + [s.float() for s in scales.values()])
+        row = {f"train/{name}": value for name, value in zip(names + list(scales), self.ranks.mean(values).tolist(), strict=True)}
+        row |= self._rates(schedule) | self._times()
+        row |= {"epoch": progress.epoch + 1, "step": progress.step}
+        if self.ranks.rank == 0:
+            self.tracker.log_step(row)
+            self.console.step(row)
+
+    def epoch(self, progress: Progress, metrics: dict[str, float]) -> dict[str, Any]:
+        """The history row of the epoch that just ended: train/ means over its samples, valid/ metrics, times."""
+        train = {f"train/{name}": value for name, value in progress.epoch_means(self.ranks.sum).items()}
+        row = {"epoch": progress.epoch + 1, "step": progress.step} | train | {f"valid/{name}": value for name, value in metrics.items()}
+        row["train/epoch_time"] = round(time.monotonic() - self.epoch_start, 3)
+        if self.ranks.rank == 0:
+            self.tracker.log_epoch(row, progress.history + [row])
+            self.console.epoch(row)
+        return row
+
+    def _rates(self, schedule: Any) -> dict[str, float]:
+        return {f"lr/{group['name']}": rate for group, rate in zip(schedule.optimizer.param_groups, schedule.get_last_lr(), strict=True)}
+
+    def _times(self) -> dict[str, float]:
+        now = time.monotonic()
+        spent, steps = now - self.row_start, max(1, self.steps)
+        row = {"batch_time": spent / steps, "data_time": self.waited / steps, "samples_per_second": steps * self.batch_size / max(spent, 1e-9)}
+        if self.device.type == "cuda":
+            row["gpu_memory"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            row["cpu_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
+        self.row_start, self.waited, self.steps = now, 0.0, 0
+        return row

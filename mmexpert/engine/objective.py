@@ -1,0 +1,110 @@
+"""Model, similarity and loss in one module, so that whatever wraps or saves it sees every learned number."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmexpert.types import Batch, ConfigError, Encoding, Pair
+
+
+class Objective(nn.Module):
+    """loss_total = the loss's terms by their weights + sequence_weight * loss_seq.
+
+    model: Batch -> Pair. loss: has forward, from_scores, class_loss, term_weights, clamp_. similarity: (Encoding, Encoding) ->
+    scores [Bq, Bt] in [-1, 1], or None; sequence_loss: a loss of its own for those scores, or None. sequence_ramp_epochs: the
+    weight grows linearly from 0 over so many epochs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        similarity: nn.Module | None,
+        sequence_loss: nn.Module | None,
+        sequence_weight: float,
+        sequence_ramp_epochs: float,
+    ) -> None:
+        super().__init__()
+        if (similarity is None) != (sequence_loss is None):
+            raise ConfigError("a similarity and its sequence_loss come together")
+        self.model, self.loss, self.similarity, self.sequence_loss = model, loss, similarity, sequence_loss
+        self.sequence_weight, self.sequence_ramp_epochs = sequence_weight, sequence_ramp_epochs
+        self.ramp = 1.0 if not sequence_ramp_epochs else 0.0
+
+    def at_epoch(self, epoch: float) -> None:
+        """Sets the ramp of the sequence term; epoch counts from 0 and may be a fraction."""
+        if self.sequence_ramp_epochs:
+            self.ramp = min(1.0, epoch / self.sequence_ramp_epochs)
+
+    def forward(self, batch: Batch) -> tuple[dict[str, Tensor], Pair]:
+        """The loss terms by their logged names, loss_total among them, all scalars; and what the model made of the batch."""
+        pair = self.model(batch)
+        keys = batch["positive_key"]
+        terms = self.loss(pair.query.features, pair.target.features, keys, pair.target_key)
+        terms = terms | self.loss.class_loss(pair, batch)
+        total = self._weighted(terms)
+        if self.similarity is not None:
+            target_key = keys if pair.target_key is None else pair.target_key
+            scores = self.similarity(pair.query, pair.target)
+            terms["loss_seq"] = self.sequence_loss.from_scores(scores, keys[:, None] == target_key)["loss_clip"]
+            total = total + self.ramp * self.sequence_weight * terms["loss_seq"]
+        with torch.no_grad():
+            report = in_batch_report(pair, keys)
+            if pair.class_logits is not None and "label" in batch:
+                report["acc"] = (pair.class_logits.argmax(1) == batch["label"]).float().mean()
+        return self.named(terms) | report | {"loss_total": total}, pair
+
+    def score_losses(self, scores: Tensor, positives: Tensor) -> dict[str, Tensor]:
+        """The contrastive terms of given scores [Bq, Bt]: evaluation has gathered features and needs no other rank."""
+        terms = self.loss.from_scores(scores, positives)
+        return self.named(terms) | {"loss_total": self._weighted(terms)}
+
+    def named(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The terms with the directions named by the model's roles: loss_query_to_target -> loss_radar_to_text."""
+        query, target = self.model.query, self.model.target
+        directions = {"loss_query_to_target": f"loss_{query}_to_{target}", "loss_target_to_query": f"loss_{target}_to_{query}"}
+        return {directions.get(name, name): value for name, value in terms.items()}
+
+    def scales(self) -> dict[str, Tensor]:
+        """Learned scale and bias of each term, as logged: logit_scale = exp of the parameter."""
+        holders = {"": self.loss, "_seq": self.sequence_loss, "_class": getattr(self.model, "head", None)}
+        found = {}
+        for suffix, holder in holders.items():
+            if (scale := getattr(holder, "logit_scale", None)) is not None:
+                found[f"logit_scale{suffix}"] = scale.detach().exp()
+            if (bias := getattr(holder, "logit_bias", None)) is not None:
+                found[f"logit_bias{suffix}"] = bias.detach()
+        return found
+
+    def clamp_(self) -> None:
+        """Keeps every scale in its range; called after the optimizer step."""
+        for part in (self.loss, self.sequence_loss, self.model):
+            if part is not None:
+                part.clamp_()
+
+    def train(self, mode: bool = True) -> "Objective":
+        """Training mode for all but frozen towers, which stay in evaluation mode."""
+        super().train(mode)
+        for encoder in self.model.encoders.values():
+            for frozen in encoder.frozen_modules():
+                frozen.eval()
+        return self
+
+    def _weighted(self, terms: dict[str, Tensor]) -> Tensor:
+        return sum(weight * terms[name] for name, weight in self.loss.term_weights.items() if name in terms)
+
+
+def in_batch_report(pair: Pair, keys: Tensor) -> dict[str, Tensor]:
+    """score_gap: mean score of positives minus that of negatives; in_batch_recall_1: share of rows whose best target is a positive."""
+    scores = cosine(pair.query, pair.target)
+    positives = keys[:, None] == (keys if pair.target_key is None else pair.target_key)
+    negatives = ~positives
+    gap = (scores * positives).sum() / positives.sum() - (scores * negatives).sum() / negatives.sum().clamp(min=1)
+    return {"score_gap": gap, "in_batch_recall_1": positives.gather(1, scores.argmax(1, keepdim=True)).float().mean()}
+
+
+def cosine(query: Encoding, target: Encoding) -> Tensor:
+    """Cosine scores [Bq, Bt] of pooled features, fp32 at least."""
+    with torch.autocast(query.features.device.type, enabled=False):
+        wide = torch.promote_types(query.features.dtype, torch.float32)
+        return F.normalize(query.features.to(wide), dim=1) @ F.normalize(target.features.to(wide), dim=1).T

@@ -1,0 +1,149 @@
+"""The processes of a run: Accelerator, ranks, seeds, threads, devices."""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import InitProcessGroupKwargs
+from torch import Tensor
+
+from mmexpert.types import ConfigError, ProcessError
+
+if TYPE_CHECKING:
+    from mmexpert.engine.checkpoint import Checkpoints
+    from mmexpert.engine.meter import Meter
+    from mmexpert.engine.tracking import Tracker
+    from mmexpert.engine.watch import Watch
+
+_RANK_STRIDE = 1000003  # a prime far above any number of ranks, so that rank r of seed s is no rank of seed s + 1
+
+
+@dataclass
+class Run:
+    """What the loop needs beside model and data."""
+
+    accelerator: Accelerator
+    checkpoints: Checkpoints
+    tracker: Tracker
+    watch: Watch
+    meter: Meter
+
+
+class Ranks:
+    """The process group as files and clocks see it: rank, number, barrier, exchange of small Python objects."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.rank, self.processes = accelerator.process_index, accelerator.num_processes
+
+    def barrier(self) -> None:
+        """Waits for all ranks."""
+        if self.processes > 1:
+            self.accelerator.wait_for_everyone()
+
+    def gather_objects(self, thing: Any) -> list[Any]:
+        """One entry a rank, in rank order, on every rank."""
+        if self.processes == 1:
+            return [thing]
+        gathered: list[Any] = [None] * self.processes
+        torch.distributed.all_gather_object(gathered, thing)
+        return gathered
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Element-wise sum over ranks."""
+        if self.processes > 1:
+            values = values.to(self.accelerator.device)
+            torch.distributed.all_reduce(values)
+        return values
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Element-wise mean over ranks, each of which holds as many rows."""
+        return self.sum(values) / self.processes
+
+
+@dataclass(frozen=True)
+class LaunchSettings:
+    """device: auto | cpu | cuda. mixed_precision: no | bf16 | fp16. group_timeout_s: a dead group is left after so long."""
+
+    device: str
+    mixed_precision: str
+    accumulation: int
+    deterministic: bool
+    group_timeout_s: int
+    expect_processes: int | None
+
+
+def adopt_slurm() -> None:
+    """Maps srun's variables to RANK, LOCAL_RANK, WORLD_SIZE and MASTER_*, where no launcher has set them."""
+    slurm = os.environ
+    if "RANK" in slurm or int(slurm.get("SLURM_NTASKS", "1")) < 2 or "SLURM_PROCID" not in slurm:
+        return
+    os.environ["RANK"], os.environ["LOCAL_RANK"] = slurm["SLURM_PROCID"], slurm.get("SLURM_LOCALID", "0")
+    os.environ["WORLD_SIZE"] = slurm["SLURM_NTASKS"]
+    os.environ.setdefault("MASTER_ADDR", slurm.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
+    os.environ.setdefault("MASTER_PORT", str(20000 + int(slurm.get("SLURM_JOB_ID", "0")) % 20000))
+
+
+def launch(settings: LaunchSettings, tracker_name: str | None) -> Accelerator:
+    """The Accelerator of one fold. Raises ConfigError for what the device can not do, ProcessError where processes are missing."""
+    precision = "no" if settings.mixed_precision is False else str(settings.mixed_precision)  # YAML reads a bare no as false
+    if precision not in ("no", "bf16", "fp16"):
+        raise ConfigError(f"trainer.mixed_precision={precision}: choose no, bf16 or fp16")
+    on_cpu = settings.device == "cpu" or not torch.cuda.is_available()
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("trainer.device=cuda: torch sees no GPU here; use trainer.device=auto")
+    if precision == "fp16" and on_cpu:
+        raise ConfigError("trainer.mixed_precision=fp16 on a CPU is about 80 times slower than fp32: use bf16 or no")
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world))))
+    AcceleratorState._reset_state(False)  # a second job of a multirun may have another precision; the process group stays
+    GradientState._reset_state()
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        gradient_accumulation_steps=settings.accumulation,
+        cpu=on_cpu,
+        log_with=tracker_name,
+        project_dir=".",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=settings.group_timeout_s))],
+    )
+    check_processes(accelerator.num_processes, world, settings.expect_processes)
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+    return accelerator
+
+
+def check_processes(have: int, world: int, expected: int | None) -> None:
+    """Two rank 0s that write the same files are worse than no run: refused before anything is written."""
+    if have != world:
+        raise ProcessError(
+            f"WORLD_SIZE={world}, but Accelerate runs {have} process(es): without a GPU start with torchrun --nproc_per_node {world}; "
+            "unset RANK and WORLD_SIZE for a single process"
+        )
+    if expected is not None and have != expected:
+        raise ProcessError(
+            f"expect_processes={expected}, but {have} process(es) run. `accelerate launch --cpu --num_processes {expected}` starts one: "
+            f"use torchrun --nproc_per_node {expected}"
+        )
+
+
+def seed_all(seed: int) -> None:
+    """Seeds Python, NumPy and torch alike on every rank, for the initial weights."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def seed_rank(seed: int, rank: int) -> None:
+    """Gives each rank a stream of its own after the weights are made, so that dropout differs."""
+    seed_all(seed + _RANK_STRIDE * (rank + 1))

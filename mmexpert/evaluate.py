@@ -1,0 +1,98 @@
+"""`python -m mmexpert.evaluate run=RUN [split=test] [overrides]`: scores a stored run's weights again.
+
+run: a run folder or one of its folds. split: train, valid or test of the run's own folds. checkpoint: best, last, or a folder's name
+below checkpoints/. Other overrides change the stored configuration: `evaluator.k=[1,5]` a value, `evaluator=retrieval` a node.
+Writes RUN/evaluate/SPLIT/.
+"""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mmexpert.command_line import groups, launch
+from mmexpert.config import CONF_DIR, suggest, trusted
+from mmexpert.types import ConfigError, RunFolderError
+
+OWN_KEYS = {"run": None, "split": "test", "checkpoint": "best"}
+
+
+def application() -> None:
+    """The command."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        sys.stdout.write(__doc__)
+        return
+    own, overrides = split_arguments(sys.argv[1:])
+    if own["run"] is None:
+        raise ConfigError("run=RUN is needed: a run folder such as outputs/radar/default")
+    folder = Path(own["run"])
+    stored = stored_run(folder)
+    plain = overridden(stored, overrides)
+    from mmexpert.scoring import evaluate_run
+
+    evaluate_run(plain, folder, own["split"], own["checkpoint"], trusted(sys.argv[1:]))
+
+
+def split_arguments(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The command's own keys, and the overrides of the stored configuration."""
+    own: dict[str, Any] = dict(OWN_KEYS)
+    overrides = []
+    for argument in argv:
+        key, separator, value = argument.partition("=")
+        if not separator:
+            raise ConfigError(f"{argument!r}: write key=value; the command's own keys are {', '.join(OWN_KEYS)}")
+        if key in own:
+            own[key] = value[1:-1].replace("\\'", "'").replace("\\\\", "\\") if value[:1] == "'" else value
+        elif key != "trust":
+            overrides.append(argument)
+    return own, overrides
+
+
+def stored_run(folder: Path) -> dict[str, Any]:
+    """The configuration that a run folder (or the run of a fold) holds, as plain data: no interpolation of it is ever resolved."""
+    for candidate in (folder, folder.parent):
+        path = candidate / "config.json"
+        if path.exists():
+            text = path.read_text(encoding="utf-8")
+            if "${" in text:
+                raise ConfigError(f"{path}: a stored configuration is plain data, but it holds '${{'")
+            stored = json.loads(text)
+            if isinstance(stored.get("config"), dict):
+                return stored["config"]
+    raise RunFolderError(f"{folder} holds no run: there is no config.json; run= takes a folder such as outputs/radar/default")
+
+
+def overridden(stored: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """The stored configuration with values changed and nodes replaced. Raises ConfigError for keys that it does not have."""
+    cfg = OmegaConf.create(stored)
+    OmegaConf.set_struct(cfg, True)
+    options = groups()
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in options:
+            with initialize_config_dir(version_base="1.3", config_dir=CONF_DIR):
+                node = OmegaConf.select(compose("train", overrides=[override]), key.replace("/", "."))
+            OmegaConf.update(cfg, key.replace("/", "."), node, merge=False, force_add=True)
+            continue
+        try:
+            OmegaConf.update(cfg, key, OmegaConf.create(f"value: {value}").value, merge=False)
+        except OmegaConfBaseException as error:
+            parent = OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else cfg
+            known = [str(name) for name in parent] if OmegaConf.is_dict(parent) else []
+            raise ConfigError(f"{key}: the stored run has no such key{suggest(key.rsplit('.', 1)[-1], known)}") from error
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+def main() -> None:
+    """Entry point of `python -m mmexpert.evaluate` and mmexpert-evaluate."""
+    launch(application)
+
+
+if __name__ == "__main__":
+    main()

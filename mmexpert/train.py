@@ -1,0 +1,97 @@
+"""`python -m mmexpert.train [overrides]`: trains, evaluates and stores a model; the same command again resumes.
+
+Imports Hydra and the standard library only; torch comes with mmexpert.training, once there is something to train.
+"""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from mmexpert.command_line import launch
+from mmexpert.config import CONF_DIR, NOT_HASHED, check, trusted
+from mmexpert.engine.lock import RunLock
+from mmexpert.engine.status import Status, config_difference, config_hash, read_status
+from mmexpert.types import RunFolderError
+
+log = logging.getLogger(__name__)
+
+
+@hydra.main(version_base="1.3", config_path=CONF_DIR, config_name="train")
+def application(cfg: DictConfig) -> float | None:
+    """One job: returns the best value of the first monitored key, for sweepers."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    plain = check(cfg)
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    overrides = list(hydra_config.overrides.task)
+    status = prepare_folder(folder, plain)
+    if plain["dry_run"]:
+        log.info("%s | %s | %s", folder, status.state if status else "absent", " ".join(overrides) or "defaults")
+        return None
+    if status is not None and status.state == "done":
+        log.info("finished before: %s", folder)
+        return print_finished(folder)
+    from mmexpert.training import train_run
+
+    return train_run(plain, folder, overrides, trusted(sys.argv[1:]))
+
+
+def prepare_folder(folder: Path, plain: dict[str, Any]) -> Status | None:
+    """The status of an earlier run in the folder, None where there is none. Obeys resume=never|must.
+
+    Raises RunFolderError where the folder holds a run of another config, naming the keys that differ.
+    """
+    status = read_status(folder)
+    if plain["resume"] == "must" and status is None:
+        raise RunFolderError(f"resume=must, but {folder} holds no run; leave resume out to start one")
+    if status is None or plain["dry_run"]:
+        return status
+    if plain["resume"] == "never":
+        if os.environ.get("RANK", "0") == "0":  # the other ranks wait in the first collective
+            put_aside(folder)
+        return None
+    if status.config_hash != config_hash(plain, NOT_HASHED):
+        rows = config_difference(stored_config(folder), plain, NOT_HASHED)
+        table = "\n".join(f"  {key}: stored {stored!r}, now {now!r}" for key, stored, now in rows)
+        raise RunFolderError(
+            f"{folder} holds a run of another configuration:\n{table}\nChoose another name=, or resume=never to start afresh here"
+        )
+    return status
+
+
+def put_aside(folder: Path) -> None:
+    """Renames the folder of an earlier run to the first free of .1, .2, ... Raises RunFolderError where it still runs."""
+    number = next(n for n in range(1, 10**6) if not Path(f"{folder}.{n}").exists())
+    with RunLock(folder):
+        folder.rename(f"{folder}.{number}")
+    log.info("resume=never: the earlier run is now %s.%d", folder, number)
+
+
+def stored_config(folder: Path) -> dict[str, Any]:
+    """The resolved config that a run folder holds."""
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
+
+
+def print_finished(folder: Path) -> float | None:
+    """Prints the result of a finished run from its files; returns the value that the run returned."""
+    text = folder / "result.txt"
+    if text.exists():
+        for line in text.read_text(encoding="utf-8").splitlines():
+            log.info("%s", line)
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8")).get("best_value") if (folder / "metrics.json").exists() else None
+
+
+def main() -> None:
+    """Entry point of `python -m mmexpert.train` and mmexpert-train."""
+    launch(application)
+
+
+if __name__ == "__main__":
+    main()

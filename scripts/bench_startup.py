@@ -1,0 +1,73 @@
+"""Start-up: `--help` and `--cfg job` of mmexpert.train against a bare Hydra compose of the same configuration.
+
+Fresh interpreters, interleaved, medians of CPU seconds; exit 1 where torch is imported.
+
+    python scripts/bench_startup.py --rounds 5
+"""
+
+import argparse
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BARE = """
+import sys
+from hydra import compose, initialize_config_dir
+from mmexpert.command_line import register
+register()
+with initialize_config_dir(version_base="1.3", config_dir={conf!r}):
+    compose("train")
+"""
+OURS = """
+import sys
+from mmexpert.train import main
+sys.argv = ["mmexpert.train", *{arguments!r}]
+try:
+    main()
+finally:
+    assert "torch" not in sys.modules, "torch was imported"
+"""
+
+
+def cpu_seconds(script: str, folder: str) -> float:
+    """CPU seconds of a fresh interpreter that runs the script."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def main() -> None:
+    """Measures and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    scripts = {
+        "bare compose": BARE.format(conf=str(ROOT / "conf")),
+        "--help": OURS.format(arguments=["--help"]),
+        "--cfg job": OURS.format(arguments=["--cfg", "job"]),
+    }
+    times: dict[str, list[float]] = {name: [] for name in scripts}
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(rounds + 1):  # the first round warms the file cache
+            for name, script in scripts.items():
+                spent = cpu_seconds(script, folder)
+                if turn:
+                    times[name].append(spent)
+    bare = statistics.median(times["bare compose"])
+    print(f"Python {platform.python_version()}, {rounds} rounds, CPU seconds")
+    print("case | ours | bare compose | ratio | goal | met")
+    for name in ("--help", "--cfg job"):
+        ours = statistics.median(times[name])
+        print(f"{name} | {ours:.2f} | {bare:.2f} | {ours / bare:.2f} | <= 1.3 | {'yes' if ours <= 1.3 * bare else 'missed'}")
+
+
+if __name__ == "__main__":
+    main()

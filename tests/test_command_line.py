@@ -1,0 +1,117 @@
+"""What the shell gives reaches Hydra whole, run folders are functions of the overrides, and errors say what to do."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmexpert.command_line import prepare_arguments, run_folder
+from mmexpert.types import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def call(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_the_run_folder_does_not_depend_on_the_order_of_the_overrides():
+    assert run_folder(["similarity=local", "loss=siglip"]) == run_folder(["loss=siglip", "similarity=local"]) == "loss=siglip,similarity=local"
+
+
+@pytest.mark.parametrize(
+    "overrides, folder",
+    [
+        ([], "default"),
+        (["experiment=hip", "trainer.num_workers=4", "cv.fold=3", "resume=never"], "default"),
+        (["encoder/radar=vit"], "encoder.radar=vit"),
+        (["+model.towers=x"], "model.towers=x"),
+        (["dataset.views=[doppler]"], "dataset.views=[doppler]"),
+        (["name=a", "dataset.name='中文'"], "dataset.name=中文"),
+    ],
+)
+def test_the_run_folder_holds_what_can_change_a_number_and_nothing_else(overrides, folder):
+    assert run_folder(overrides) == folder
+
+
+def test_long_and_odd_overrides_get_a_hash_so_that_no_two_runs_meet():
+    assert len(run_folder([f"dataset.root={'x' * 200}"])) == 12
+    first, second = run_folder(["dataset.root=a b"]), run_folder(["dataset.root=a/b"])
+    assert first.startswith("dataset.root=a_b_") and second.startswith("dataset.root=a_b_") and first != second
+
+
+@pytest.mark.parametrize(
+    "given, quoted",
+    [
+        ("run=outputs/radar/loss=siglip,similarity=combined", "run='outputs/radar/loss=siglip,similarity=combined'"),
+        ("text=isn't it, red", r"text='isn\'t it, red'"),
+        ("loss=clip,siglip", "loss=clip,siglip"),
+        ("evaluator.k=[1,5]", "evaluator.k=[1,5]"),
+        ("dataset.root=a=b", "dataset.root='a=b'"),
+        ("init_from=null", "init_from=null"),
+    ],
+)
+def test_values_that_hydras_grammar_refuses_are_quoted(given, quoted):
+    assert prepare_arguments([given]) == [quoted]
+
+
+def test_a_flag_of_the_source_systems_is_answered_with_the_new_key():
+    with pytest.raises(ConfigError, match=r"--batch_size: write trainer.batch_size=64"):
+        prepare_arguments(["--batch_size=64"])
+
+
+def test_a_literal_secret_on_the_command_line_is_refused_before_hydra_stores_it():
+    with pytest.raises(ConfigError, match="tracker.api_key: a secret"):
+        prepare_arguments(["tracker.api_key=abcdef"])
+    assert prepare_arguments(["encoder.text.max_tokens=9"]) == ["encoder.text.max_tokens=9"]
+
+
+MISTAKES = {
+    "los=clip": "did you mean 'loss'",
+    "loss=clipp": "did you mean 'clip'",
+    "loss.temprature=0.1": "did you mean 'temperature'",
+    "trainer.epoch=3": "did you mean 'epochs'",
+    "+trainer.foo=1": "trainer.foo: there is no such key",
+    "trainer.epochs=many": "trainer.epochs",
+    "resume=maybe": "resume=maybe: choose one of auto, must, never",
+    "+trust=[os]": "the standard library",
+    "seed=-1": "seed=-1",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_misspelt_command_ends_with_code_2_and_the_nearest_name_before_torch_is_imported(mistake, tmp_path):
+    script = (
+        "import sys\nfrom mmexpert.train import main\n"
+        f"sys.argv = ['train', {mistake!r}]\n"
+        "try:\n    main()\nfinally:\n    print('torch imported:', 'torch' in sys.modules)"
+    )
+    ended = call("-c", script, folder=tmp_path)
+    assert ended.returncode == 2, ended.stderr
+    assert MISTAKES[mistake] in ended.stderr
+    assert "torch imported: False" in ended.stdout
+    assert "Traceback" not in ended.stderr
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize("flag", [["--help"], ["--cfg", "job"], ["dry_run=true"]])
+def test_help_config_and_dry_run_import_neither_torch_nor_numpy(flag, tmp_path):
+    script = (
+        "import sys\nfrom mmexpert.train import main\n"
+        f"sys.argv = ['train', *{flag!r}]\n"
+        "try:\n    main()\nfinally:\n"
+        "    heavy = [m for m in ('torch', 'numpy', 'transformers', 'timm', 'sklearn', 'wandb', 'accelerate') if m in sys.modules]\n"
+        "    print('heavy imports:', heavy)"
+    )
+    ended = call("-c", script, folder=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "heavy imports: []" in ended.stdout
+
+
+def test_help_lists_the_groups_with_their_options_and_examples(tmp_path):
+    ended = call("-m", "mmexpert.train", "--help", folder=tmp_path)
+    assert "encoder/radar: conv1d, vit" in ended.stdout and "loss: clip" in ended.stdout
+    assert ended.stdout.count("python -m mmexpert.train") >= 8

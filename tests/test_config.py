@@ -1,0 +1,89 @@
+"""Only parts of this package, a short list and trusted packages can be named by a `_target_`; every YAML composes."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from mmexpert.command_line import groups, register
+from mmexpert.config import CONF_DIR, check, instantiate, targets, trusted
+from mmexpert.types import ConfigError
+
+HOSTILE = """os.system subprocess.run builtins.eval pickle.loads runpy.run_path timeit.timeit logging.os.system torch.load torch.hub.load
+pathlib.Path.write_text functools.partial hydra.utils.get_method mmexpert.config.instantiate mmexpert.losses.clip.torch.load""".split()
+
+
+def composed(*overrides: str):
+    register()
+    with initialize_config_dir(version_base="1.3", config_dir=CONF_DIR):
+        return compose("train", overrides=list(overrides))
+
+
+@pytest.mark.parametrize("target", HOSTILE)
+@pytest.mark.parametrize("place", ["top", "nested", "list", "args"])
+def test_a_foreign_target_is_refused_wherever_it_stands(target, place):
+    hostile = {"_target_": target}
+    good = {"_target_": "mmexpert.losses.clip.ClipLoss", "temperature": 0.07}
+    node = {"top": hostile, "nested": good | {"form": hostile}, "list": good | {"form": [hostile]}, "args": good | {"_args_": [hostile]}}[place]
+    with pytest.raises(ConfigError, match="is refused"):
+        instantiate(node, "loss")
+
+
+def test_a_part_of_another_group_is_refused():
+    with pytest.raises(ConfigError, match="must be a class below mmexpert.encoders"):
+        instantiate({"_target_": "mmexpert.losses.clip.ClipLoss"}, "encoder")
+
+
+def test_an_unknown_key_of_a_part_names_the_nearest():
+    node = {"_target_": "mmexpert.losses.clip.ClipLoss", "temprature": 0.07}
+    with pytest.raises(ConfigError, match="loss.temprature: .* did you mean 'temperature'"):
+        instantiate(node, "loss")
+
+
+def test_trust_is_read_from_the_arguments_and_never_covers_the_standard_library():
+    assert trusted(["loss=clip", "trust=[mypkg,other]"]) == ("mypkg", "other")
+    with pytest.raises(ConfigError, match="never trusted"):
+        trusted(["trust=[os]"])
+
+
+def test_a_trusted_package_may_name_its_own_loss(tmp_path, monkeypatch):
+    (tmp_path / "theirpkg.py").write_text("class TheirLoss:\n    def __init__(self, weight):\n        self.weight = weight\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    node = {"_target_": "theirpkg.TheirLoss", "weight": 2.0}
+    with pytest.raises(ConfigError, match=r"trust=\[theirpkg\]"):
+        instantiate(node, "loss")
+    assert instantiate(node, "loss", ["theirpkg"]).weight == 2.0
+
+
+def choices() -> list[str]:
+    skipped = {"experiment"}
+    return [f"{group}={option}" for group, options in groups().items() for option in options if group not in skipped]
+
+
+@pytest.mark.parametrize("choice", choices())
+def test_every_option_of_every_group_composes_and_names_classes_that_exist(choice):
+    from mmexpert.config import locate
+
+    cfg = composed(choice, *(["dataset.root=somewhere"] if choice in ("dataset=radhar", "dataset=humanml3d", "dataset=radar_text") else []))
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    for path, node in targets(plain, "cfg"):
+        assert isinstance(locate(node["_target_"]), type), path
+
+
+@pytest.mark.parametrize("preset", groups()["experiment"])
+def test_every_preset_composes_under_its_own_name_and_passes_the_schema(preset):
+    cfg = composed(f"experiment={preset}")
+    if OmegaConf.is_missing(cfg.dataset, "root") or ("root" in cfg.dataset and cfg.dataset.root is None):
+        cfg = composed(f"experiment={preset}", "dataset.root=somewhere")
+    assert check(cfg)["name"] == preset
+
+
+def test_every_leaf_yaml_names_its_class_first_and_stays_short():
+    for path in sorted(Path(CONF_DIR).glob("*/**/*.yaml")):
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if "experiment" in path.parts or "trainer" in path.parts or lines[0].startswith("# @package"):
+            continue
+        first = next(line for line in lines if not line.startswith("#"))
+        assert first.startswith(("_target_:", "defaults:")), path
+        assert len(lines) <= 20, f"{path}: {len(lines)} lines"
