@@ -1,0 +1,1 @@
+"""Data sets, and the way from their records to batches."""

@@ -1,0 +1,77 @@
+"""Samples -> Batch: radar padded with its mask, text tokenised, the rest stacked."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmexpert.types import Batch, ConfigError, DataError
+
+Tokenizer = Callable[[list[str]], dict[str, torch.Tensor]]
+
+
+class Collate:
+    """Joins samples of RecordDataset.sample into a Batch.
+
+    tokenizer: list of B texts -> {input_ids, attention_mask} [B, M], or None where no sample has a text. unit_length: T is a multiple
+    of it. pad_to: batch (its longest clip) | max (always max_length frames: fixed shapes).
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None, unit_length: int, pad_to: str, max_length: int) -> None:
+        if pad_to not in ("batch", "max"):
+            raise ConfigError(f"dataset.pad_to={pad_to}: choose batch or max")
+        self.tokenizer, self.unit_length, self.pad_to, self.max_length = tokenizer, unit_length, pad_to, max_length
+        self.roles: dict[str, Callable[[list[Any]], Any]] = {"radar": self._radar, "text": self._text}
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> Batch:
+        """B samples with equal roles -> tensors with B rows; hard captions of all rows become one list with hard_row, hard_kind."""
+        batch: Batch = {}
+        for role in samples[0]:
+            values = [sample[role] for sample in samples]
+            if role == "hard_text":
+                batch |= self._hard(values)
+            else:
+                batch[role] = self.roles.get(role, _stack)(values)
+        return batch
+
+    def _radar(self, clips: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+        lengths = [next(iter(clip.values())).shape[1] for clip in clips]
+        if 0 in lengths:
+            raise DataError(f"sample {lengths.index(0)} of a batch has no frame: a clip needs at least one")
+        longest = self.max_length if self.pad_to == "max" else max(lengths)
+        frames = -(-longest // self.unit_length) * self.unit_length
+        padded = {}
+        for view in clips[0]:
+            whole = np.zeros((len(clips), len(clips[0][view]), frames), np.float32)
+            for row, (clip, length) in enumerate(zip(clips, lengths, strict=True)):
+                whole[row, :, :length] = clip[view]
+            padded[view] = torch.from_numpy(whole)
+        padded["mask"] = torch.arange(frames) < torch.tensor(lengths)[:, None]
+        return padded
+
+    def _text(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        if self.tokenizer is None:
+            raise ConfigError("the data set gives texts, but there is no text tower: choose encoder/text=scratch")
+        return self.tokenizer(texts)
+
+    def _hard(self, rows: list[list[tuple[int, str]]]) -> Batch:
+        flat = [(row, kind, text) for row, captions in enumerate(rows) for kind, text in captions]
+        if not flat:
+            return {}
+        return {
+            "hard_text": self._text([text for _, _, text in flat]),
+            "hard_row": torch.tensor([row for row, _, _ in flat]),
+            "hard_kind": torch.tensor([kind for _, kind, _ in flat]),
+        }
+
+
+def _stack(values: list[Any]) -> torch.Tensor:
+    return torch.from_numpy(np.stack([np.asarray(value) for value in values]))
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Every tensor of a nested dict on the device; from pinned memory the copy does not wait."""
+    if isinstance(batch, dict):
+        return {role: to_device(value, device) for role, value in batch.items()}
+    return batch.to(device, non_blocking=True)
