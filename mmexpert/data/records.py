@@ -4,7 +4,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ class Record:
     text_key: str = ""  # canonical description, where the set has one; equal descriptions are positives of each other
     hard_captions: tuple[tuple[str, str], ...] = ()  # (kind, caption that differs from captions[0] in that one attribute)
     size: int = 0  # bytes of the source files, for the fingerprint
+    item: str = ""  # the query-side sample; several records of one item are its captions ("" = the record alone)
 
 
 @dataclass
@@ -50,7 +51,7 @@ class RecordDataset(Dataset):
     """
 
     hard_kinds: tuple[str, ...] = ()
-    together: list[tuple[int, ...]] | None = None
+    together: list[tuple[str, ...]] | None = None
 
     def __init__(self, name: str, records: Iterable[Record], positives: str, classes: ClassTable | None = None) -> None:
         self.name = name
@@ -99,6 +100,16 @@ class RecordDataset(Dataset):
         ]
 
 
+def one_caption_each(record: Record) -> list[Record]:
+    """The record as one (sample, caption) pair per caption."""
+    if len(record.captions) == 1:
+        return [record]
+    return [
+        replace(record, id=f"{record.id}#{k}", captions=(caption,), item=record.id, hard_captions=record.hard_captions if k == 0 else ())
+        for k, caption in enumerate(record.captions)
+    ]
+
+
 def check_unique(records: Sequence[Record], name: str) -> None:
     """Raises DataError where two records share an id."""
     for before, after in zip(records, records[1:], strict=False):
@@ -113,7 +124,7 @@ def positive_keys(records: Sequence[Record], by: str) -> np.ndarray:
     | label (same class) | group.
     """
     if by == "instance":
-        names = [record.id for record in records]
+        names = [record.item or record.id for record in records]
     elif by == "label":
         if any(record.label < 0 for record in records):
             raise ConfigError("dataset.positives=label needs a label in every record: choose instance, text or group")

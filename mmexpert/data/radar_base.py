@@ -1,0 +1,80 @@
+"""What all radar data sets share: keys, caption choice, and the way from a stored clip to a sample."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mmexpert.data.records import Record, RecordDataset, one_caption_each
+from mmexpert.data.sampling import EVALUATION, sample_rng
+from mmexpert.data.views import Lengths, ViewTransform, view_names
+from mmexpert.types import ClassTable, ConfigError, DataError
+
+CAPTIONS = ("random", "first", "all")
+
+
+@dataclass(kw_only=True, eq=False)
+class RadarDataset(RecordDataset):
+    """Keys of every radar data set; the YAML files say what each means.
+
+    A subclass reads its records in __post_init__, hands them to take(), and defines clip(). mirror_allowed: whether its texts stay
+    true when left and right are exchanged.
+    """
+
+    views: Any
+    normalize: dict[str, Any]
+    max_length: int
+    unit_length: int
+    min_length: int
+    short: str
+    pad_to: str
+    augmentation: dict[str, float] | None
+    captions: str
+    eval_captions: str
+    positives: str
+    seed: int
+
+    mirror_allowed = False
+
+    def take(self, name: str, records: list[Record], frames: dict[str, int], classes: ClassTable | None = None) -> None:
+        """Checks the common keys and makes the records this data set's; frames: length of each record's clip by id."""
+        self.view_names = view_names(self.views)
+        lengths = Lengths(self.max_length, self.unit_length, self.min_length)
+        self.transform = ViewTransform(self.normalize, lengths, self.augmentation)
+        if self.short not in ("pad", "drop"):
+            raise ConfigError(f"dataset.short={self.short}: choose pad or drop")
+        for key, choices in (("captions", CAPTIONS), ("eval_captions", ("first", "all"))):
+            if getattr(self, key) not in choices:
+                raise ConfigError(f"dataset.{key}={getattr(self, key)}: choose {', '.join(choices)}")
+        if (self.augmentation or {}).get("mirror") and not self.mirror_allowed:
+            raise ConfigError(f"dataset.augmentation.mirror: the captions of {name} tell left from right, which a mirror makes false")
+        dropped = []
+        if self.short == "drop":
+            dropped = [r for r in records if frames[r.id] < self.min_length]
+            records = [r for r in records if frames[r.id] >= self.min_length]
+        if not records:
+            raise DataError(f"{name}: no record is left ({len(dropped)} are shorter than dataset.min_length={self.min_length})")
+        expanded = []
+        for record in records:
+            all_of_them = self.captions if record.split == "train" else self.eval_captions
+            expanded += one_caption_each(record) if all_of_them == "all" else [record]
+        super().__init__(name, expanded, self.positives, classes)
+        self.exclusions.dropped += [
+            (str(r.source), r.id, f"{frames[r.id]} frames, dataset.min_length={self.min_length}") for r in dropped
+        ]
+
+    def clip(self, record: Record, epoch: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+        """The views [F, T] of a record before normalisation; rng is None in evaluation."""
+        raise NotImplementedError
+
+    def sample(self, record: Record, epoch: int, repeat: int) -> dict[str, Any]:
+        """{'radar': {view: float32 [F, T]}, 'text': str, 'hard_text': [(kind, caption)] in evaluation}."""
+        rng = None if epoch == EVALUATION else sample_rng(self.seed, epoch, record.id, repeat)
+        views, _ = self.transform(self.clip(record, epoch, rng), rng)
+        sample: dict[str, Any] = {"radar": views}
+        if record.captions:
+            choose = rng is not None and self.captions == "random"
+            sample["text"] = record.captions[int(rng.integers(len(record.captions))) if choose else 0]
+        if rng is None and self.hard_kinds:
+            sample["hard_text"] = [(self.hard_kinds.index(kind), caption) for kind, caption in record.hard_captions]
+        return sample

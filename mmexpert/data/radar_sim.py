@@ -1,0 +1,162 @@
+"""Simulated radar clips with captions: the embedded default. Motions and radar come as objects, so that data/ knows no simulator."""
+
+import json
+import multiprocessing
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmexpert.data.cache import cached_folder, content_name
+from mmexpert.data.radar_base import RadarDataset
+from mmexpert.data.records import Record
+from mmexpert.data.sampling import epoch_order
+from mmexpert.types import ConfigError
+
+SPLITS = ("train", "valid", "test")
+_SHARD = 100
+_DEEPEST_DB = -80.0  # what the stored codes reach down to; 255 codes above it
+_FORMAT = 1
+
+
+@dataclass(kw_only=True, eq=False)
+class RadarSim(RadarDataset):
+    """Clip i of split s depends on SeedSequence([seed, s, i]) alone: the same for any number of workers and any order.
+
+    twins: share of clips that come in pairs differing in one attribute, 0..1. shuffle_captions: the control experiment, training
+    captions handed round among the clips.
+    """
+
+    train: int
+    valid: int
+    test: int
+    twins: float
+    shuffle_captions: bool
+    workers: Any
+    cache_dir: str
+    radar: Any
+    motion: Any
+
+    def __post_init__(self) -> None:
+        self.counts = {"train": self.train, "valid": self.valid, "test": self.test}
+        if min(self.counts.values()) < 0 or not 0 <= self.twins <= 1:
+            raise ConfigError(f"dataset: counts {self.counts} are 0 or more, twins={self.twins} is a share, 0..1")
+        self.hard_kinds = tuple(self.motion.hard_kinds)
+        identity = {
+            "format": _FORMAT,
+            "seed": self.seed,
+            "counts": self.counts,
+            "twins": self.twins,
+            "radar": self.radar.identity(),
+            "motion": self.motion.identity(),
+        }
+        self.cache = cached_folder(Path(self.cache_dir) / content_name("radar_sim", identity), self._generate)
+        rows = [json.loads(line) for line in (self.cache / "records.jsonl").read_text(encoding="utf-8").splitlines()]
+        self.peaks = {row["id"]: row["peaks"] for row in rows}
+        records = [
+            Record(
+                id=row["id"],
+                split=row["split"],
+                group=row["id"].rstrip("ab"),  # twins stay together
+                captions=tuple(row["captions"]),
+                source=row["id"],
+                text_key=row["key"],
+                hard_captions=tuple((kind, caption) for kind, caption in row["hard_captions"]),
+            )
+            for row in rows
+        ]
+        if self.shuffle_captions:
+            records = self._shuffled(records)
+        self.take("radar_sim", records, {row["id"]: row["frames"] for row in rows})
+        self.codes = _read_shards(self.cache)
+        if self.twins:
+            self.together = _pairs(self.records)
+        self._amplitudes = 10 ** ((np.arange(256) - 255) * (-_DEEPEST_DB / 255) / 20).astype(np.float32)
+        self._amplitudes[0] = 0.0
+
+    def clip(self, record: Record, epoch: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+        """Decoded views, linear amplitude."""
+        name = record.source
+        return {view: self._amplitudes[self.codes[f"{name}/{view}"]] * np.float32(self.peaks[name][view]) for view in self.view_names}
+
+    def fingerprint_lines(self) -> list[str]:
+        """Version and parameters say all: the clips follow from them."""
+        return [self.cache.name, f"shuffle_captions={self.shuffle_captions}", *super().fingerprint_lines()]
+
+    def _shuffled(self, records: list[Record]) -> list[Record]:
+        train = [i for i, record in enumerate(records) if record.split == "train"]
+        shuffled = list(records)
+        for i, j in zip(train, epoch_order(len(train), self.seed, 0), strict=True):
+            giver = records[train[j]]
+            shuffled[i] = replace(records[i], captions=giver.captions, text_key=giver.text_key, hard_captions=giver.hard_captions)
+        return shuffled
+
+    def _generate(self, folder: Path) -> None:
+        """Writes shards of 100 clips and records.jsonl."""
+        jobs = [(split, first) for split, n in self.counts.items() for first in range(0, n, _SHARD)]
+        workers = min(os.cpu_count() or 1, len(jobs)) if self.workers == "auto" else int(self.workers)
+        rows: list[dict[str, Any]] = []
+        if workers > 1:
+            with multiprocessing.get_context("fork").Pool(workers, _one_thread) as pool:
+                made = pool.imap(self._shard, [(folder, *job) for job in jobs])
+                rows = [row for part in made for row in part]
+        else:
+            rows = [row for job in jobs for row in self._shard((folder, *job))]
+        text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+        (folder / "records.jsonl").write_text(text, encoding="utf-8")
+
+    def _shard(self, job: tuple[Path, str, int]) -> list[dict[str, Any]]:
+        folder, split, first = job
+        arrays, rows = {}, []
+        for i in range(first, min(first + _SHARD, self.counts[split])):
+            name, motion, rng = self._clip_of(split, i)
+            views = self.radar.joint_views(motion.joints, motion.fps, rng)
+            for view, x in views.items():
+                decibel = 20 * np.log10(np.maximum(x / x.max(), 1e-12))
+                arrays[f"{name}/{view}"] = np.rint(np.clip(1 - decibel / _DEEPEST_DB, 0, 1) * 255).astype(np.uint8)
+            rows.append(
+                {
+                    "id": name,
+                    "split": split,
+                    "frames": views["range_time"].shape[1],
+                    "peaks": {view: float(x.max()) for view, x in views.items()},
+                    "captions": motion.captions,
+                    "hard_captions": motion.hard_captions,
+                    "key": motion.text_key,
+                    "parameters": motion.parameters,
+                }
+            )
+        np.savez_compressed(folder / f"{split}-{first // _SHARD:04d}.npz", **arrays)
+        return rows
+
+    def _clip_of(self, split: str, i: int) -> tuple[str, Any, np.random.Generator]:
+        """Name, motion and generator of clip i; a pair of twins is drawn from its first clip's seed."""
+        number = SPLITS.index(split)
+        pair = i // 2
+        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, number, i])))
+        twin_rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, number, pair, 1])))
+        if twin_rng.random() < self.twins:
+            return f"{split}-{pair:05d}{'ab'[i % 2]}", self.motion.twin(twin_rng)[i % 2], rng
+        return f"{split}-{i:05d}", self.motion(rng), rng
+
+
+def _one_thread() -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def _read_shards(folder: Path) -> dict[str, np.ndarray]:
+    """All codes in memory, uint8 [F, T] by clip/view: loader workers share the pages."""
+    codes: dict[str, np.ndarray] = {}
+    for path in sorted(folder.glob("*.npz")):
+        with np.load(path, allow_pickle=False) as shard:
+            codes.update({name: shard[name] for name in shard.files})
+    return codes
+
+
+def _pairs(records: list[Record]) -> list[tuple[str, ...]]:
+    groups: dict[str, list[str]] = {}
+    for record in records:
+        groups.setdefault(record.group, []).append(record.id)
+    return [tuple(ids) for ids in groups.values()]
