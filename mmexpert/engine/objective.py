@@ -27,6 +27,8 @@ class Objective(nn.Module):
         super().__init__()
         if (similarity is None) != (sequence_loss is None):
             raise ConfigError("a similarity and its sequence_loss come together")
+        if model.head is not None and "loss_class" not in loss.term_weights:
+            model.head.without_loss()
         self.model, self.loss, self.similarity, self.sequence_loss = model, loss, similarity, sequence_loss
         self.sequence_weight, self.sequence_ramp_epochs = sequence_weight, sequence_ramp_epochs
         self.ramp = 1.0 if not sequence_ramp_epochs else 0.0

@@ -1,0 +1,1 @@
+"""Inputs -> Encoding: one tower a file."""

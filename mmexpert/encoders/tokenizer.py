@@ -1,0 +1,124 @@
+"""Tokenizers: any Hugging Face one, or a WordPiece vocabulary built from captions by a rule that gives the same bytes every time.
+
+The tokenizers library's own WordPiece trainer gave four vocabularies in four runs on one input: it is not used.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from mmexpert.types import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_LONGEST_SUFFIX = 5
+
+
+class TextTokenizer:
+    """A Hugging Face tokenizer with a length: texts -> padded tensors. truncated counts the texts that were too long."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.seen = self.truncated = 0
+
+    def __call__(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        """B texts -> {input_ids, attention_mask} int64 [B, M], M = the longest of them, at most max_length."""
+        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
+        self.seen += len(texts)
+        full = tokens["attention_mask"].sum(1) >= self.max_length
+        self.truncated += sum(len(self.tokenizer(texts[i])["input_ids"]) > self.max_length for i in full.nonzero()[:, 0].tolist())
+        return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+
+    def too_long(self, texts: Iterable[str]) -> int:
+        """How many of the texts will be truncated."""
+        return sum(len(ids) > self.max_length for ids in self.tokenizer(list(texts))["input_ids"])
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return len(self.tokenizer)
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids of padding and of the tokens that frame a sentence: belong to pooling, not to alignment."""
+        names = ("pad_token_id", "cls_token_id", "sep_token_id", "bos_token_id", "eos_token_id")
+        return tuple(sorted({i for name in names if (i := getattr(self.tokenizer, name, None)) is not None}))
+
+    def save(self, folder: Path) -> None:
+        """Writes the tokenizer's files and its length."""
+        self.tokenizer.save_pretrained(str(folder))
+        (folder / "length.json").write_text(json.dumps({"max_length": self.max_length}), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> TextTokenizer:
+        """Reads what save wrote; never from a hub."""
+        from transformers import AutoTokenizer
+
+        length = json.loads((folder / "length.json").read_text(encoding="utf-8"))["max_length"]
+        return cls(AutoTokenizer.from_pretrained(str(folder), local_files_only=True), length)
+
+
+def scratch_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> TextTokenizer:
+    """WordPiece over the vocabulary that build_vocabulary makes from the texts."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = build_vocabulary(texts, vocab_size)
+    ids = {token: i for i, token in enumerate(vocabulary)}
+    backend = Tokenizer(models.WordPiece(vocab=ids, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=max_length,
+    )
+    return TextTokenizer(tokenizer, max_length)
+
+
+def build_vocabulary(texts: Iterable[str], size: int) -> list[str]:
+    """Specials, every character c and ##c seen (sorted), words seen twice or more by (-count, word), then suffix pieces ##xy of 2 to
+    5 characters by the same order, up to size entries. Raises ConfigError where the characters alone do not fit."""
+    words = Counter(word for text in texts for word in split_words(text))
+    characters = sorted({c for word in words for c in word})
+    vocabulary = [*SPECIALS, *characters, *(f"##{c}" for c in characters)]
+    if len(vocabulary) > size:
+        raise ConfigError(f"encoder.text.vocab_size={size}: {len(characters)} characters occur, which needs at least {len(vocabulary)}")
+    known = set(vocabulary)
+    suffixes: Counter[str] = Counter()
+    for word, count in words.items():
+        for length in range(2, min(_LONGEST_SUFFIX, len(word) - 1) + 1):
+            suffixes[f"##{word[-length:]}"] += count
+    repeated = [word for word, count in words.items() if count >= 2]
+    for counts, candidates in ((words, repeated), (suffixes, list(suffixes))):
+        for piece in sorted(candidates, key=lambda piece: (-counts[piece], piece)):  # noqa: B023  used at once
+            if len(vocabulary) < size and piece not in known:
+                vocabulary.append(piece)
+                known.add(piece)
+    return vocabulary
+
+
+def split_words(text: str) -> list[str]:
+    """Words and punctuation marks as BertNormalizer and BertPreTokenizer make them: lower case, accents off, Chinese one by one."""
+    plain = unicodedata.normalize("NFD", text.lower())
+    plain = "".join(c for c in plain if unicodedata.category(c) not in ("Mn", "Cc", "Cf"))
+    plain = re.sub(r"([\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])", r" \1 ", plain)
+    marked = "".join(f" {c} " if unicodedata.category(c).startswith("P") or c in "$+<=>^`|~" else c for c in plain)
+    return marked.split()

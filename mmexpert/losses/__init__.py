@@ -1,0 +1,1 @@
+"""Features or scores, with positives -> named scalars."""

@@ -1,0 +1,58 @@
+"""What every loss is. Shapes: B rows of this rank, N rows of all ranks, D width; row = query, column = target."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmexpert.types import Batch, ConfigError, Pair
+
+MAX_SCALE = 100.0
+
+
+class Loss(nn.Module):
+    """Holds the scale of its term (logit_scale = log of it); the objective sums the terms by term_weights.
+
+    temperature: first scale = 1 / temperature, 0.01..1. learn_scale: whether it learns.
+    """
+
+    def __init__(self, temperature: float, learn_scale: bool) -> None:
+        super().__init__()
+        if not 0.01 <= temperature <= 1:
+            raise ConfigError(f"loss.temperature={temperature}: 0.01..1")
+        self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)), learn_scale)  # a logarithm: stays positive
+        self.term_weights = {"loss_clip": 1.0}
+
+    def forward(self, query: Tensor, target: Tensor, keys: Tensor, target_keys: Tensor | None = None) -> dict[str, Tensor]:
+        """query [B, D], target [Bt, D] of any length; keys int64 [B], equal where rows belong together; target_keys [Bt], None = keys."""
+        raise NotImplementedError
+
+    def from_scores(self, scores: Tensor, positives: Tensor) -> dict[str, Tensor]:
+        """scores [Bq, Bt] fp32 in [-1, 1]; positives [Bq, Bt] bool, one or more in every row and column. No other rank is asked."""
+        raise NotImplementedError
+
+    def class_loss(self, pair: Pair, batch: Batch) -> dict[str, Tensor]:
+        """Terms of class logits; none here."""
+        return {}
+
+    def clamp_(self) -> None:
+        """Keeps the scale in 1..100: after the step, since a clamp inside forward has no gradient at its bound and can stick."""
+        with torch.no_grad():
+            self.logit_scale.clamp_(0, math.log(MAX_SCALE))
+
+
+def unit_rows(query: Tensor, target: Tensor, keys: Tensor, target_keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sides normalised in fp32 (fp64 stays). Raises where rows and keys differ, or where a gathered copy carries no gradient."""
+    if len(query) != len(keys) or len(target) != len(target_keys):
+        raise ValueError(f"{len(query)} query and {len(target)} target rows, but {len(keys)} and {len(target_keys)} keys")
+    if torch.is_grad_enabled() and not (query.requires_grad or target.requires_grad):
+        raise RuntimeError("features carry no gradient: Accelerator.gather has none; pass the local rows")
+    wide = torch.promote_types(query.dtype, torch.float32)
+    return F.normalize(query.to(wide), dim=1, eps=1e-6), F.normalize(target.to(wide), dim=1, eps=1e-6)
+
+
+def require_positives(positives: Tensor) -> None:
+    """Raises ValueError naming the first row without a positive. Only on the CPU: elsewhere the look would stall the device."""
+    if positives.device.type == "cpu" and not bool((there := positives.any(1)).all()):
+        raise ValueError(f"row {int(there.int().argmin())} has no positive: its key occurs in no column")

@@ -1,0 +1,57 @@
+"""Symmetric contrastive loss (CLIP, arXiv 2103.00020) with any number of positives a row (mean outside the log: SupCon, 2004.11362)."""
+
+import torch
+from torch import Tensor
+
+from mmexpert.losses.base import Loss, require_positives, unit_rows
+from mmexpert.losses.gather import gather
+from mmexpert.types import ConfigError
+
+
+class ClipLoss(Loss):
+    """Pulls rows of one key together and all others apart. With k positives in a row the least value is log k (loss_clip_floor).
+
+    form: out (mean over positives of the log) | in (log of their summed probability). directions: both | query (rows only).
+    """
+
+    def __init__(self, temperature: float, learn_scale: bool, form: str, directions: str) -> None:
+        super().__init__(temperature, learn_scale)
+        if form not in ("out", "in") or directions not in ("both", "query"):
+            raise ConfigError(f"loss.form={form} is out or in; loss.directions={directions} is both or query")
+        self.form, self.directions = form, directions
+
+    def forward(self, query: Tensor, target: Tensor, keys: Tensor, target_keys: Tensor | None = None) -> dict[str, Tensor]:
+        """Own rows and own columns against all ranks; further target rows are columns of the row direction only."""
+        target_keys = keys if target_keys is None else target_keys
+        with torch.autocast(query.device.type, enabled=False):  # else @ is bf16 again, where one query in three ties
+            query, target = unit_rows(query, target, keys, target_keys)
+            rows = query @ gather(target).T
+            columns = target[: len(query)] @ gather(query).T if self.directions == "both" else None
+            row_positives = keys[:, None] == gather(target_keys)
+            column_positives = target_keys[: len(query), None] == gather(keys)
+            return self._terms(rows, columns, row_positives, column_positives)
+
+    def from_scores(self, scores: Tensor, positives: Tensor) -> dict[str, Tensor]:
+        """Loss of given scores."""
+        columns = scores.T if self.directions == "both" else None
+        return self._terms(scores, columns, positives, positives.T)
+
+    def _terms(self, rows: Tensor, columns: Tensor | None, row_positives: Tensor, column_positives: Tensor) -> dict[str, Tensor]:
+        scale = self.logit_scale.exp()
+        there, floor = self._direction(scale * rows, row_positives)
+        terms = {"loss_clip": there, "loss_query_to_target": there}
+        if columns is not None:
+            back, back_floor = self._direction(scale * columns, column_positives)
+            terms |= {"loss_clip": (there + back) / 2, "loss_target_to_query": back}
+            floor = (floor + back_floor) / 2
+        return terms | {"loss_clip_floor": floor, "loss_clip_excess": terms["loss_clip"].detach() - floor}
+
+    def _direction(self, logits: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean loss of the rows, and the least it can be."""
+        require_positives(positives)
+        log_share = logits.log_softmax(1)
+        count = positives.sum(1)
+        if self.form == "in":
+            return -log_share.masked_fill(~positives, -torch.inf).logsumexp(1).mean(), torch.zeros((), device=logits.device)
+        loss = -(log_share * positives).sum(1) / count
+        return loss.mean(), count.to(logits.dtype).log().mean()

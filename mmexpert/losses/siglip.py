@@ -1,0 +1,41 @@
+"""Pairwise sigmoid loss (SigLIP, arXiv 2303.15343): every pair is its own yes-or-no question."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmexpert.losses.base import Loss, require_positives, unit_rows
+from mmexpert.losses.gather import gather
+from mmexpert.types import ConfigError
+
+
+class SigLipLoss(Loss):
+    """loss = -sum over pairs of logsigmoid(+-(scale * score + bias)) / B: the published scaling; a mean over B^2 would make the gradient
+    B times smaller. There are B^2 - B negatives; what the sigmoid spares is the row normaliser.
+
+    init_bias: first logit bias, log(q / (1 - q)) for an expected share q of positives. positive_weight: multiplies positive pairs.
+    """
+
+    def __init__(self, temperature: float, learn_scale: bool, init_bias: float, positive_weight: float) -> None:
+        super().__init__(temperature, learn_scale)
+        if not math.isfinite(init_bias) or positive_weight <= 0:
+            raise ConfigError(f"loss.init_bias={init_bias} is finite, loss.positive_weight={positive_weight} above 0")
+        self.logit_bias = nn.Parameter(torch.tensor(float(init_bias)), learn_scale)
+        self.positive_weight = positive_weight
+
+    def forward(self, query: Tensor, target: Tensor, keys: Tensor, target_keys: Tensor | None = None) -> dict[str, Tensor]:
+        """Own rows against the targets of all ranks."""
+        target_keys = keys if target_keys is None else target_keys
+        with torch.autocast(query.device.type, enabled=False):
+            query, target = unit_rows(query, target, keys, target_keys)
+            return self.from_scores(query @ gather(target).T, keys[:, None] == gather(target_keys))
+
+    def from_scores(self, scores: Tensor, positives: Tensor) -> dict[str, Tensor]:
+        """Loss of given scores."""
+        require_positives(positives)
+        logits = self.logit_scale.exp() * scores + self.logit_bias
+        pairs = F.logsigmoid(torch.where(positives, logits, -logits))  # never log1p(exp(.)), which overflows
+        weighted = torch.where(positives, self.positive_weight * pairs, pairs)
+        return {"loss_clip": -weighted.sum() / len(scores)}

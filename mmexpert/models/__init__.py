@@ -1,0 +1,1 @@
+"""Encodings -> Pair: how towers and heads are joined."""

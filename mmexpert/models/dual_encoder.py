@@ -1,0 +1,92 @@
+"""Two towers side by side: query and target encoded apart, compared by the loss."""
+
+import torch
+from torch import Tensor, nn
+
+from mmexpert.models.heads import ClassPrompts, class_features
+from mmexpert.types import Batch, ConfigError, Encoding, Pair
+
+
+class DualEncoder(nn.Module):
+    """query, target: roles, and names of their towers in encoders. projection_dim: width of both.
+
+    head: class logits from query features, or None. class_prompts: tokenised class texts; with them a batch that holds text_index
+    (row of the prompt table) takes its target from the prompts, all encoded once.
+    """
+
+    def __init__(
+        self,
+        query: str,
+        target: str,
+        projection_dim: int,
+        encoders: dict[str, nn.Module],
+        head: nn.Module | None,
+        class_prompts: ClassPrompts | None,
+    ) -> None:
+        super().__init__()
+        for role in (query, target):
+            if role not in encoders:
+                raise ConfigError(f"model: there is no tower for the role {role!r}; choose one: encoder/{role}=...; there are {sorted(encoders)}")
+        for role, encoder in encoders.items():
+            if encoder.dim != projection_dim:
+                raise ConfigError(f"encoder.{role}.dim={encoder.dim} differs from model.projection_dim={projection_dim}: both towers need one width")
+        self.query, self.target = query, target
+        self.encoders = nn.ModuleDict(encoders)
+        self.head = head
+        prompts = class_prompts
+        self.register_buffer("prompt_ids", prompts.input_ids if prompts else None)
+        self.register_buffer("prompt_mask", prompts.attention_mask if prompts else None)
+        self.register_buffer("prompt_owner", prompts.owner if prompts else None)
+        self.classes = int(prompts.owner.max()) + 1 if prompts else 0
+
+    def forward(self, batch: Batch) -> Pair:
+        """Batch with both roles (or text_index in place of text) -> Pair; class logits where there is a head."""
+        query = self.encode(self.query, _role(batch, self.query))
+        prompts = self.encode_prompts() if self.prompt_ids is not None and (self.head is not None or "text_index" in batch) else None
+        if "text_index" in batch and prompts is not None:
+            target = _rows(prompts, batch["text_index"])
+        else:
+            target = self.encode(self.target, _role(batch, self.target))
+        logits = None
+        if self.head is not None:
+            logits = self.head(query.features, None if prompts is None else self._class_texts(prompts))
+        return Pair(query, target, logits)
+
+    def encode(self, role: str, inputs: dict[str, Tensor] | Tensor) -> Encoding:
+        """Inputs of one role -> Encoding."""
+        if role not in self.encoders:
+            raise KeyError(f"no tower for {role!r}; there are {', '.join(self.encoders)}")
+        return self.encoders[role](inputs)
+
+    def encode_prompts(self) -> Encoding:
+        """Encoding of all P class prompts."""
+        return self.encode("text", {"input_ids": self.prompt_ids, "attention_mask": self.prompt_mask})
+
+    def class_scores(self, query: Encoding) -> Tensor:
+        """Cosine [B, K] of query features with the class texts."""
+        if self.prompt_ids is None:
+            raise KeyError("the model has no class texts: this data set has no classes")
+        with torch.autocast(query.features.device.type, enabled=False):
+            unit = nn.functional.normalize(query.features.float(), dim=1)
+            return unit @ self._class_texts(self.encode_prompts()).T
+
+    def clamp_(self) -> None:
+        """Keeps the head's scale in its range."""
+        if self.head is not None:
+            self.head.clamp_()
+
+    def _class_texts(self, prompts: Encoding) -> Tensor:
+        with torch.autocast(prompts.features.device.type, enabled=False):
+            return class_features(prompts.features, self.prompt_owner, self.classes)
+
+
+def _role(batch: Batch, role: str) -> dict[str, Tensor] | Tensor:
+    if role not in batch:
+        held = ", ".join(sorted(batch))
+        raise KeyError(f"batch has no {role!r}; it holds {held}. Choose another dataset, or set model.query and model.target to roles that it gives")
+    return batch[role]
+
+
+def _rows(encoding: Encoding, rows: Tensor) -> Encoding:
+    pick = lambda x: None if x is None else x[rows]  # noqa: E731
+    return Encoding(encoding.features[rows], pick(encoding.sequence), pick(encoding.mask))

@@ -1,0 +1,87 @@
+"""Class heads: query features -> class logits [B, K]. The class texts are buffers, so that a saved model classifies without its data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmexpert.types import ClassTable, ConfigError
+
+MAX_SCALE = 100.0
+
+
+@dataclass(frozen=True)
+class ClassPrompts:
+    """The tokenised texts of all classes, class by class: P prompts of M tokens."""
+
+    input_ids: Tensor  # [P, M]
+    attention_mask: Tensor  # [P, M]
+    owner: Tensor  # [P] class of each prompt
+
+    @classmethod
+    def of(cls, classes: ClassTable, tokenizer: Callable[[list[str]], dict[str, Tensor]]) -> ClassPrompts:
+        """Prompts of a class table."""
+        texts = [text for texts in classes.texts for text in texts]
+        owner = [k for k, texts in enumerate(classes.texts) for _ in texts]
+        tokens = tokenizer(texts)
+        return cls(tokens["input_ids"], tokens["attention_mask"], torch.tensor(owner))
+
+
+def class_features(prompts: Tensor, owner: Tensor, classes: int) -> Tensor:
+    """prompts [P, D] -> [K, D]: per class the normalised mean of normalised prompts (prompt ensemble)."""
+    wide = F.normalize(prompts.float(), dim=1)
+    sums = torch.zeros(classes, wide.shape[1], device=wide.device).index_add(0, owner, wide)
+    return F.normalize(sums, dim=1)
+
+
+class TextHead(nn.Module):
+    """logits = scale * cosine(query, class text). The scale is the head's own: a saved model gives probabilities without its loss.
+
+    temperature: first scale = 1 / temperature; at most 100.
+    """
+
+    def __init__(self, temperature: float, classes: ClassTable) -> None:
+        super().__init__()
+        if not 0.01 <= temperature <= 1:
+            raise ConfigError(f"model.head.temperature={temperature}: 0.01..1")
+        self.classes = len(classes.names)
+        self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+
+    def forward(self, features: Tensor, class_texts: Tensor) -> Tensor:
+        """features [B, D], class_texts [K, D] unit rows -> [B, K]."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self.logit_scale.exp() * F.normalize(features.float(), dim=1) @ class_texts.T
+
+    def without_loss(self) -> None:
+        """Called where no class term trains the head: the scale stays; argmax and ranking do not depend on it."""
+        self.requires_grad_(False)
+
+    def clamp_(self) -> None:
+        """Keeps the scale in 1..100."""
+        with torch.no_grad():
+            self.logit_scale.clamp_(0, math.log(MAX_SCALE))
+
+
+class LinearHead(nn.Module):
+    """A linear map of the query features. dim: D."""
+
+    def __init__(self, dim: int, classes: ClassTable) -> None:
+        super().__init__()
+        self.classes = len(classes.names)
+        self.linear = nn.Linear(dim, self.classes)
+
+    def forward(self, features: Tensor, class_texts: Tensor | None) -> Tensor:
+        """features [B, D] -> [B, K]."""
+        return self.linear(features.float())
+
+    def without_loss(self) -> None:
+        """Called where no class term trains the head. Raises ConfigError: it would never learn."""
+        raise ConfigError("model/head=linear learns from a class term alone: choose loss=superclip, or model/head=text")
+
+    def clamp_(self) -> None:
+        """Nothing to clamp."""
