@@ -6,6 +6,7 @@ import os
 import random
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,7 +93,7 @@ def adopt_slurm() -> None:
     os.environ.setdefault("MASTER_PORT", str(20000 + int(slurm.get("SLURM_JOB_ID", "0")) % 20000))
 
 
-def launch(settings: LaunchSettings, tracker_name: str | None) -> Accelerator:
+def launch(settings: LaunchSettings, tracker_name: str | None, folder: Path) -> Accelerator:
     """The Accelerator of one fold. Raises ConfigError for what the device can not do, ProcessError where processes are missing."""
     precision = "no" if settings.mixed_precision is False else str(settings.mixed_precision)  # YAML reads a bare no as false
     if precision not in ("no", "bf16", "fp16"):
@@ -112,7 +113,7 @@ def launch(settings: LaunchSettings, tracker_name: str | None) -> Accelerator:
         gradient_accumulation_steps=settings.accumulation,
         cpu=on_cpu,
         log_with=tracker_name,
-        project_dir=".",
+        project_dir=str(folder),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=settings.group_timeout_s))],
     )
     check_processes(accelerator.num_processes, world, settings.expect_processes)

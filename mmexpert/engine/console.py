@@ -1,0 +1,101 @@
+"""What a person sees while a run goes on: a bar on a terminal, plain lines otherwise; rank 0 only."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+_SHORT = {"loss": "loss_total", "cls": "loss_class", "clip": "loss_clip", "seq": "loss_seq"}
+
+
+def set_up_logging(folder: Path, rank: int) -> None:
+    """Messages of the package to the screen (rank 0) and to log.txt (log_rankN.txt on other ranks)."""
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+        handler.close()
+    folder.mkdir(parents=True, exist_ok=True)
+    file = logging.FileHandler(folder / ("log.txt" if rank == 0 else f"log_rank{rank}.txt"), encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root.addHandler(file)
+    if rank == 0:
+        screen = logging.StreamHandler(sys.stdout)
+        screen.setFormatter(logging.Formatter("%(message)s"))
+        root.addHandler(screen)
+    for noisy in ("httpx", "urllib3", "matplotlib", "transformers", "accelerate", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+class Console:
+    """prefix: `[fold 2/5] ` with folds. total: optimizer steps of the run. steps_per_epoch: width of a bar."""
+
+    def __init__(self, prefix: str, steps_per_epoch: int, shown: list[str]) -> None:
+        self.prefix, self.steps_per_epoch, self.shown = prefix, steps_per_epoch, shown
+        self.bar: tqdm | None = None
+
+    def step(self, row: dict[str, Any]) -> None:
+        """A logged step: loss parts, rate, time spent waiting for data."""
+        parts = [f"{name}={row[f'train/{key}']:.4f}" for name, key in _SHORT.items() if f"train/{key}" in row]
+        if "train/acc" in row:
+            parts.append(f"acc={100 * row['train/acc']:.2f}%")
+        rates = [value for name, value in row.items() if name.startswith("lr/")]
+        parts += [f"lr={max(rates):.2e}", f"data={row['data_time']:.3f}s"]
+        text = ", ".join(parts)
+        if sys.stdout.isatty():
+            done = (row["step"] - 1) % self.steps_per_epoch + 1
+            if self.bar is None or self.bar.n > done:
+                self.bar = tqdm(total=self.steps_per_epoch, desc=f"{self.prefix}Epoch {row['epoch']} [Train]")
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update(done - self.bar.n)
+        else:
+            log.info("%sEpoch %d [Train] step %d: %s", self.prefix, row["epoch"], row["step"], text)
+        if row["data_time"] > 0.3 * row["batch_time"] and row["step"] > 2 * self.steps_per_epoch:
+            log.debug("%.0f %% of the time is waiting for data: raise trainer.num_workers", 100 * row["data_time"] / row["batch_time"])
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """An epoch's end: training means and validation metrics."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+        for part, name in (("train", "Train"), ("valid", "Val")):
+            if f"{part}/loss_total" not in row:
+                continue
+            text = f"{name} Loss: {row[f'{part}/loss_total']:.4f}"
+            if f"{part}/loss_class" in row:
+                text += f" (Class: {row[f'{part}/loss_class']:.4f}, Contrastive: {row[f'{part}/loss_clip']:.4f})"
+            if f"{part}/acc" in row:
+                text += f", {name} Acc: {100 * row[f'{part}/acc']:.2f}%"
+            for key in self.shown:
+                if part == "valid" and f"valid/{key}" in row and key != "acc":
+                    text += f", {name} {key}: {row[f'valid/{key}']:.2f}"
+            log.info("%sEpoch %d %s", self.prefix, row["epoch"], text)
+
+
+def result_table(metrics: dict[str, Any], protocol: dict[str, Any]) -> list[str]:
+    """The lines printed at the end: metrics of one part with the chance line beside them."""
+    chance = protocol.get("chance", {})
+    if "directions" in protocol:
+        k = protocol["k"]
+        lines = [
+            f"{protocol['part']} part of {protocol['dataset']}: {protocol['queries']} queries, gallery {protocol['gallery']}, ranked by "
+            f"{protocol['rank_by']} scores, ties {protocol['ties']}",
+            f"{'':16s}" + "".join(f"{f'R@{n} %':>9s}" for n in k) + f"{'median':>9s}{'MRR':>8s}",
+        ]
+        for name in protocol["directions"]:
+            lines.append(
+                f"{name:16s}" + "".join(f"{metrics[f'{name}_R@{n}']:9.1f}" for n in k) + f"{metrics[f'{name}_median_rank']:9.1f}{metrics[f'{name}_MRR']:8.3f}"
+            )
+        lines.append(f"{'chance':16s}" + "".join(f"{chance[f'''{protocol['directions'][0]}_R@{n}''']:9.1f}" for n in k))
+        hard = [f"{key.removeprefix('hard_')} {metrics[key]:.0f}" for key in metrics if key.startswith("hard_")]
+        return lines + ([f"own caption above the hard one, % (chance 50): {', '.join(hard)}"] if hard else [])
+    lines = [f"{protocol['part']} part of {protocol['dataset']}: {protocol['rows']} rows, {protocol['n_classes_used']} classes, by {protocol['by']}"]
+    for key in ("acc", "balanced_acc", "macro_f1", "map", "group_acc", "probe_acc", "probe_balanced_acc"):
+        if metrics.get(key) is not None:
+            interval = f"  [{metrics[f'{key}_lo']:.3f}, {metrics[f'{key}_hi']:.3f}]" if f"{key}_lo" in metrics else ""
+            beside = f"  (chance {chance[key]:.3f})" if key in chance else ""
+            lines.append(f"{key:20s}{metrics[key]:.3f}{interval}{beside}")
+    return lines

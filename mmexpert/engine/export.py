@@ -1,0 +1,71 @@
+"""model/: what mmexpert.load() reads. Weights, plain configuration, tokenizer, classes and a model card; no data, no run."""
+
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from mmexpert.engine.files import sha256_file, strict_json, write_atomic
+from mmexpert.engine.results import masked, versions
+from mmexpert.types import ClassTable
+
+PARTS = ("encoder", "model", "similarity", "dataset")
+"""Nodes of the configuration that a loaded model needs: dataset for its transforms alone."""
+
+
+def save_model(folder: Path, objective: nn.Module, config: dict[str, Any], tokenizer: Any, classes: ClassTable | None, metrics: dict[str, Any]) -> None:  # fmt: skip
+    """Writes the folder whole: into a temporary one, then renamed over the old."""
+    temporary = folder.with_name(f".tmp-{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    parts = {"model": objective.model} | ({"similarity": objective.similarity} if objective.similarity is not None else {})
+    weights = {f"{name}.{key}": value.detach().contiguous().cpu() for name, part in parts.items() for key, value in part.state_dict().items()}
+    save_file(weights, temporary / "model.safetensors")
+    if tokenizer is not None:
+        tokenizer.save(temporary / "tokenizer")
+    if classes is not None:
+        write_atomic(temporary / "classes.json", strict_json(asdict(classes)))
+    for role, encoder in objective.model.encoders.items():
+        if hasattr(encoder, "save_backbone"):
+            encoder.save_backbone(temporary / f"backbone_{role}")
+    content = {
+        "format": 1,
+        **{name: masked(config.get(name)) for name in PARTS},
+        "sequence_weight": config["sequence_weight"],
+        "roles": [objective.model.query, objective.model.target],
+        "metrics": {name: value for name, value in metrics.items() if isinstance(value, (int, float))},
+        "versions": versions(),
+        "fingerprint": sha256_file(temporary / "model.safetensors"),
+    }
+    write_atomic(temporary / "config.json", strict_json(content))
+    write_atomic(temporary / "README.md", model_card(config, metrics))
+    old = folder.with_name(f".old-{folder.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(temporary, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def model_card(config: dict[str, Any], metrics: dict[str, Any]) -> str:
+    """README.md of a model folder: task, data, metrics; the licence is for the owner to fill in."""
+    rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items() if isinstance(value, float) and name.startswith("test/"))
+    data = config["dataset"]["_target_"].rsplit(".", 1)[1]
+    return f"""# {config["name"]}
+{config["model"]["query"]} against {config["model"]["target"]}, trained by mmexpert on {data}.
+
+    import mmexpert
+    model = mmexpert.load("this folder")
+
+Licence:
+
+| metric (see metrics.json of the run for its protocol) | value |
+|---|---|
+{rows}
+
+Limits: figures hold for the data above; a gallery of another size gives other recalls.
+"""

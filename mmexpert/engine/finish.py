@@ -1,0 +1,81 @@
+"""After the last epoch: the best weights, scored once on the parts that were kept apart, and the files that tell it."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import nn
+
+from mmexpert.data.loaders import Loaders
+from mmexpert.engine.checkpoint import Checkpoints
+from mmexpert.engine.checkpoint_files import MODEL
+from mmexpert.engine.console import result_table
+from mmexpert.engine.files import write_atomic
+from mmexpert.engine.plots import write_plots
+from mmexpert.engine.progress import Progress
+from mmexpert.engine.results import write_metrics, write_predictions, write_training_results
+from mmexpert.evaluators.base import Evaluation
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a fold ends with."""
+
+    metrics: dict[str, Any]
+    best_value: float | None
+
+
+def load_best(objective: nn.Module, checkpoints: Checkpoints, last: bool) -> None:
+    """Loads the weights to be reported: the best epoch's, or the newest."""
+    folder = checkpoints.latest() if last else checkpoints.best_folder()
+    objective.load_state_dict(load_file(folder / MODEL))
+    objective.eval()
+
+
+def score_parts(objective: nn.Module, loaders: Loaders, evaluator: Any, accelerator: Any, parts: list[str]) -> dict[str, Evaluation]:
+    """Each part that has rows, scored once."""
+    return {part: evaluator(objective, loaders, accelerator, part) for part in parts if loaders.parts[part]}
+
+
+def write_results(
+    folder: Path, config: dict[str, Any], progress: Progress, scored: dict[str, Evaluation], stopped: str, seconds: float
+) -> Finished:
+    """metrics.json, training_results.json, predictions, plots and result.txt of a fold; rank 0 alone."""
+    key, entries = next(iter(progress.best.items()), (None, []))
+    best_epoch = entries[0]["epoch"] if entries else progress.epoch
+    best_value = entries[0]["value"] if entries else None
+    metrics: dict[str, Any] = {name: value for name, value in progress.history[best_epoch - 1].items() if name.startswith("valid/")}
+    protocol: dict[str, Any] = {}
+    for part, evaluation in scored.items():
+        metrics = {name: value for name, value in metrics.items() if not name.startswith(f"{part}/")}
+        metrics |= {f"{part}/{name}": value for name, value in evaluation.metrics.items()}
+        protocol[part] = evaluation.protocol
+    metrics |= {"best_epoch": best_epoch, "best_value": best_value, "monitor": key}
+    write_metrics(folder, metrics, protocol)
+    shown = scored.get("test") or next(iter(scored.values()), Evaluation({}))
+    write_predictions(folder, shown.predictions, shown.tables)
+    write_training_results(
+        folder,
+        {
+            "name": config["name"],
+            "state": "done",
+            "stopped": stopped,
+            "best_epoch": best_epoch,
+            "best": metrics,
+            "final": progress.history[-1],
+            "protocol": protocol,
+            "config": config,
+            "history": progress.history,
+            "seconds": round(seconds, 1),
+        },
+    )
+    write_plots(folder, progress.history, shown.tables, shown.protocol, shown.metrics, best_epoch, config["trainer"]["batch_size"])
+    lines = [line for evaluation in scored.values() for line in ["", *result_table(evaluation.metrics, evaluation.protocol)]]
+    write_atomic(folder / "result.txt", "\n".join(lines) + "\n")
+    for line in lines:
+        log.info("%s", line)
+    return Finished(metrics, best_value)

@@ -1,0 +1,125 @@
+"""The files of a run that are neither checkpoint nor log: configuration, environment, metrics, results; secrets masked."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmexpert.engine.files import csv_text, strict_json, write_atomic
+
+_SECRET = re.compile(r"(^|[._\-])(token|secret|password|passwd|credentials?)$|(api|access|private)_?key$", re.IGNORECASE)
+_LIBRARIES = ("torch", "numpy", "accelerate", "transformers", "hydra-core", "scikit-learn", "safetensors", "timm")
+
+
+def versions() -> dict[str, str]:
+    """Python, this package and the libraries whose change can change a number."""
+    found = {"python": platform.python_version()}
+    for name in ("mmexpert", *_LIBRARIES):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def masked(value: Any, key: str = "") -> Any:
+    """The same nested data with *** for values of secret keys and for values of environment variables so named."""
+    if isinstance(value, dict):
+        return {name: masked(inner, str(name)) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [masked(inner, key) for inner in value]
+    if isinstance(value, str):
+        return "***" if _SECRET.search(key) and value else mask_text(value)
+    return value
+
+
+def mask_text(text: str) -> str:
+    """A text without secrets of the environment (values of 8 characters and more)."""
+    for name, value in os.environ.items():
+        if len(value) >= 8 and _SECRET.search(name):
+            text = text.replace(value, "***")
+    return re.sub(r"(https?://)[^/@\s]+@", r"\1", text)
+
+
+def write_run_files(folder: Path, config: dict[str, Any], overrides: list[str], config_hash: str, processes: int) -> None:
+    """config.yaml, config.json and environment.json."""
+    import yaml
+
+    clean = masked(config)
+    write_atomic(folder / "config.yaml", yaml.safe_dump(clean, sort_keys=False, allow_unicode=True))
+    write_atomic(folder / "config.json", strict_json({"config": clean, "overrides": masked(overrides), "config_hash": config_hash}))
+    environment = {
+        "command": mask_text(command(overrides, processes)),
+        "versions": versions(),
+        "platform": platform.platform(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or [platform.processor() or "cpu"],
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+        "host": socket.gethostname(),
+        "git": git_state(),
+    }
+    write_atomic(folder / "environment.json", strict_json(environment))
+
+
+def command(overrides: list[str], processes: int) -> str:
+    """The exact command that reproduces the run."""
+    start = "python" if processes == 1 else f"torchrun --nproc_per_node {processes}"
+    return " ".join([start, "-m mmexpert.train", *overrides])
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the package's checkout and whether it is clean; empty for an installed wheel."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return {}
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        dirty = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"commit": head, "clean": not dirty.strip()}
+
+
+def write_metrics(folder: Path, metrics: dict[str, Any], protocol: dict[str, Any]) -> None:
+    """metrics.json: flat valid/... of the best epoch, test/... of the best weights, best_epoch, best_value, protocol."""
+    write_atomic(folder / "metrics.json", strict_json(metrics | {"protocol": protocol}))
+
+
+def write_training_results(folder: Path, content: dict[str, Any]) -> None:
+    """training_results.json: name, state, stopped, best_epoch, best, final, protocol, config, history, versions, seconds."""
+    write_atomic(folder / "training_results.json", strict_json(masked(content) | {"versions": versions()}))
+
+
+def write_predictions(folder: Path, rows: list[dict[str, Any]], tables: dict[str, Any]) -> None:
+    """predictions.csv, and per_class.csv and confusion.csv where there are classes."""
+    if rows:
+        write_atomic(folder / "predictions.csv", csv_text(rows))
+    for name in ("per_class", "confusion"):
+        if name in tables:
+            write_atomic(folder / f"{name}.csv", csv_text(tables[name]))
+
+
+def write_data_report(folder: Path, report: dict[str, Any], dropped: list[tuple[str, str, str]]) -> None:
+    """data_report.json, and dropped.csv where records were left out."""
+    write_atomic(folder / "data_report.json", strict_json(report))
+    if dropped:
+        rows = [dict(zip(("file", "record", "reason"), row, strict=True)) for row in dropped]
+        write_atomic(folder / "dropped.csv", csv_text(rows))
+
+
+def read_json(path: Path) -> Any:
+    """Parsed JSON of a file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def python_command() -> str:
+    """How this process was started."""
+    return mask_text(" ".join([Path(sys.executable).name, *sys.argv]))

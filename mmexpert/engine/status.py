@@ -1,0 +1,86 @@
+"""status.json: how a run, or a fold of it, stands; and the hash that says whether two configurations are one run."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from mmexpert.engine.files import plain, strict_json, write_atomic
+from mmexpert.types import RunFolderError
+
+ABSENT = "(absent)"
+"""Stands in config_difference for a key that one of the two does not have."""
+STATES = ("running", "stopped", "done", "failed")
+
+
+@dataclass
+class Status:
+    """state: running | stopped | done | failed. stopped: epochs | early | signal, None while it runs. epoch, step: completed.
+
+    best_epoch: from 1. seconds: over all sittings. resumes: [{step, versions, processes, exact}], one for each continuation.
+    error: {type, message} of a failed run.
+    """
+
+    state: str
+    config_hash: str
+    fingerprint: str | None = None
+    stopped: str | None = None
+    exit_code: int | None = None
+    epoch: int = 0
+    best_epoch: int | None = None
+    step: int = 0
+    seconds: float = 0.0
+    resumes: list[dict[str, Any]] = field(default_factory=list)
+    error: dict[str, str] | None = None
+
+
+def read_status(folder: Path) -> Status | None:
+    """The status of the run in a folder, None where there is none. Raises RunFolderError for a file that is not one."""
+    path = Path(folder) / "status.json"
+    if not path.exists():
+        return None
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        status = Status(**{f.name: stored[f.name] for f in fields(Status) if f.name in stored})
+    except (ValueError, TypeError) as error:
+        raise RunFolderError(f"{path} is not a status file ({error}); resume=never starts afresh and keeps this folder") from error
+    if status.state not in STATES:
+        raise RunFolderError(f"{path}: state {status.state!r}, expected one of {', '.join(STATES)}")
+    return status
+
+
+def write_status(folder: Path, status: Status) -> None:
+    """Replaces status.json atomically. Raises StorageError."""
+    write_atomic(Path(folder) / "status.json", strict_json(asdict(status), indent=2))
+
+
+def config_hash(config: dict[str, Any], ignored: Sequence[str]) -> str:
+    """Hex SHA-256 of a resolved configuration as JSON with sorted keys, without the ignored keys and all below them."""
+    kept = _without(plain(config), ignored)
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
+
+
+def config_difference(stored: dict[str, Any], now: dict[str, Any], ignored: Sequence[str]) -> list[tuple[str, Any, Any]]:
+    """(dotted key, stored, now) of every value that differs, sorted by key, without the ignored keys; ABSENT for what is not there."""
+    before, after = (flat(_without(plain(config), ignored)) for config in (stored, now))
+    rows = [(key, before.get(key, ABSENT), after.get(key, ABSENT)) for key in sorted(before.keys() | after.keys())]
+    return [row for row in rows if json.dumps(row[1]) != json.dumps(row[2])]  # as the hash sees them: 1 and 1.0 differ
+
+
+def _without(config: dict[str, Any], ignored: Sequence[str], prefix: str = "") -> dict[str, Any]:
+    kept = {}
+    for key, value in config.items():
+        path = f"{prefix}{key}"
+        if path not in ignored:
+            kept[key] = _without(value, ignored, f"{path}.") if isinstance(value, dict) else value
+    return kept
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested dicts by dotted key, in their order; lists and empty dicts are values."""
+    leaves = {}
+    for key, value in config.items():
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return leaves

@@ -1,0 +1,158 @@
+"""What every evaluator needs: the encoded part, complete and in the order of its ids, on every rank."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmexpert.data.loaders import Loaders
+from mmexpert.types import DataError, Encoding
+
+
+@dataclass
+class Evaluation:
+    """metrics: floats by name, no part prefix. protocol: how they were measured. tables: what plots and files show. predictions: a row
+    a sample."""
+
+    metrics: dict[str, float]
+    protocol: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, Any] = field(default_factory=dict)
+    predictions: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class Collected:
+    """n samples of a part, fp32 on the CPU, sorted by id. Sequences are padded to the longest; absent fields are None."""
+
+    ids: Tensor  # int64 [n] index into the data set's records
+    keys: Tensor  # int64 [n] positive_key
+    query: Encoding
+    target: Encoding
+    class_logits: Tensor | None = None  # [n, K]
+    class_scores: Tensor | None = None  # [n, K] cosine with the class texts
+    label: Tensor | None = None  # [n]
+    hard: dict[str, Tensor] | None = None  # row [h], kind [h], margin by score name [h]
+
+
+def collect(objective: nn.Module, loaders: Loaders, accelerator: Any, part: str) -> Collected:
+    """Encodes a part: every rank its share, gathered, sorted by id, each id once (samplers pad with repeats).
+
+    Features leave autocast in half precision and are scored in fp32. Raises DataError where an id is missing.
+    """
+    rows: list[dict[str, Any]] = []
+    model = objective.model
+    for batch in loaders.part(part):
+        with torch.no_grad(), accelerator.autocast():
+            pair = model(batch)
+            row: dict[str, Any] = {"ids": batch["id"], "keys": batch["positive_key"], "query": pair.query, "target": pair.target}
+            row |= {"label": batch.get("label"), "class_logits": pair.class_logits}
+            if getattr(model, "prompt_ids", None) is not None:
+                row["class_scores"] = model.class_scores(pair.query)
+            if "hard_text" in batch:
+                row["hard"] = _hard_margins(objective, batch, pair.query, pair.target)
+        rows.append(_on_cpu(row))
+    gathered = [row for rank in _gather(rows) for row in rank]
+    return _join(gathered, loaders.parts[part])
+
+
+def _hard_margins(objective: nn.Module, batch: dict[str, Any], query: Encoding, target: Encoding) -> dict[str, Tensor]:
+    """Own caption's score minus the hard caption's, per hard caption and score: above 0 is a hit."""
+    hard = objective.model.encode(objective.model.target, batch["hard_text"])
+    row, kind = batch["hard_row"], batch["hard_kind"]
+    own = torch.nn.functional.cosine_similarity(query.features.float(), target.features.float(), dim=1)
+    other = torch.nn.functional.cosine_similarity(query.features.float()[row], hard.features.float(), dim=1)
+    found = {"id": batch["id"][row], "kind": kind, "pooled": own[row] - other}
+    if objective.similarity is not None:
+        sequence_own = objective.similarity(query, target).diagonal()
+        pairs = objective.similarity(query, hard)[row, torch.arange(len(row), device=row.device)]
+        found["sequence"] = sequence_own[row] - pairs
+        weight = objective.sequence_weight
+        found["fused"] = (found["pooled"] + weight * found["sequence"]) / (1 + weight)
+    return found
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, Encoding):
+        sequence = None if value.sequence is None else value.sequence.float().cpu()
+        return Encoding(value.features.float().cpu(), sequence, None if value.mask is None else value.mask.cpu())
+    if isinstance(value, dict):
+        return {name: _on_cpu(inner) for name, inner in value.items()}
+    if isinstance(value, Tensor):
+        return value.float().cpu() if value.is_floating_point() else value.cpu()
+    return value
+
+
+def _gather(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [rows]
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, rows)
+    return parts
+
+
+def _join(rows: list[dict[str, Any]], expected: Sequence[int]) -> Collected:
+    ids = torch.cat([row["ids"] for row in rows])
+    order = ids.sort(stable=True).indices
+    first = torch.ones(len(order), dtype=torch.bool)
+    first[1:] = ids[order][1:] != ids[order][:-1]
+    order = order[first]
+    if ids[order].tolist() != sorted(expected):
+        missing = sorted(set(expected) - set(ids.tolist()))
+        raise DataError(f"{len(missing)} samples of the part were not evaluated, the first at record {missing[:1]}")
+
+    def joined(name: str) -> Tensor | None:
+        return None if rows[0].get(name) is None else torch.cat([row[name] for row in rows])[order]
+
+    hard = None
+    if any("hard" in row for row in rows):
+        parts = [row["hard"] for row in rows if "hard" in row]
+        hard = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        hard = _each_once(hard)
+    return Collected(
+        ids[order],
+        joined("keys"),
+        _join_encodings([row["query"] for row in rows], order),
+        _join_encodings([row["target"] for row in rows], order),
+        joined("class_logits"),
+        joined("class_scores"),
+        joined("label"),
+        hard,
+    )
+
+
+def _each_once(hard: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One row per (id, kind), in that order: repeats that pad the ranks' batches go."""
+    code = hard["id"] * 64 + hard["kind"]
+    values, inverse = code.unique(return_inverse=True)
+    first = torch.full((len(values),), len(code)).scatter_reduce_(0, inverse, torch.arange(len(code)), "amin")
+    return {name: column[first] for name, column in hard.items()}
+
+
+def _join_encodings(encodings: list[Encoding], order: Tensor) -> Encoding:
+    features = torch.cat([encoding.features for encoding in encodings])[order]
+    if encodings[0].sequence is None:
+        return Encoding(features)
+    longest = max(encoding.sequence.shape[1] for encoding in encodings)
+    pad = torch.nn.functional.pad
+    sequence = torch.cat([pad(e.sequence, (0, 0, 0, longest - e.sequence.shape[1])) for e in encodings])[order]
+    mask = torch.cat([pad(e.mask, (0, longest - e.mask.shape[1])) for e in encodings])[order]
+    return Encoding(features, sequence, mask)
+
+
+def part_losses(objective: nn.Module, collected: Collected, block: int) -> dict[str, float]:
+    """Mean loss terms of a part over blocks of its gathered features, in hash order of nothing but their ids' order: the same for any
+    number of processes. block: samples a block, as many as a training batch holds."""
+    query = torch.nn.functional.normalize(collected.query.features, dim=1)
+    target = torch.nn.functional.normalize(collected.target.features, dim=1)
+    shuffled = torch.randperm(len(query), generator=torch.Generator().manual_seed(0))  # ids are sorted by class: blocks must mix
+    device = next(objective.parameters()).device
+    sums: dict[str, float] = {}
+    for rows in shuffled.split(block):
+        positives = (collected.keys[rows, None] == collected.keys[rows]).to(device)
+        with torch.no_grad():
+            terms = objective.score_losses((query[rows] @ target[rows].T).to(device), positives)
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0.0) + float(value) * len(rows)
+    return {name: total / len(query) for name, total in sums.items()}
