@@ -22,7 +22,7 @@ from mmexpert.engine.folds_file import fix_folds
 from mmexpert.engine.lock import RunLock
 from mmexpert.engine.loop import FitSettings, fit
 from mmexpert.engine.meter import Meter
-from mmexpert.engine.progress import Progress, Ranked, StopRule, mode_of
+from mmexpert.engine.progress import Choice, Progress
 from mmexpert.engine.report import write_report
 from mmexpert.engine.results import read_json, versions, write_data_report, write_run_files
 from mmexpert.engine.runtime import LaunchSettings, Ranks, Run, adopt_slurm, launch, seed_all, seed_rank
@@ -58,7 +58,7 @@ def train_run(cfg: Config, folder: Path, overrides: list[str], trust: Sequence[s
     ranks = Ranks(accelerator)
     set_up_logging(folder, ranks.rank)
     lock = RunLock(folder)
-    on_first_rank(ranks, lambda: lock.__enter__() and None)
+    on_first_rank(ranks, lambda: lock.acquire() and None)
     try:
         session = open_session(cfg, folder, overrides, trust, ranks)
         folds = make_folds(session.dataset, session.cv)
@@ -71,7 +71,7 @@ def train_run(cfg: Config, folder: Path, overrides: list[str], trust: Sequence[s
             on_first_rank(ranks, lambda: finish_folds(session))
         on_first_rank(ranks, lambda: write_report(folder))
     finally:
-        lock.__exit__(None, None, None)
+        lock.release()
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
@@ -181,9 +181,9 @@ def _train(
             ranks,
             lambda: _write(session, folder, objective, tokenizer, classes, progress, scored, status.seconds + time.monotonic() - started),
         )
-        if run.checkpoints.resumed_at is not None:
-            status.resumes.append({"step": run.checkpoints.resumed_at, "processes": ranks.processes, "exact": run.checkpoints.exact})
-            status.exact = status.exact and run.checkpoints.exact
+        if (step := run.checkpoints.resumed_step) is not None:
+            row = {"step": step, "versions": versions(), "processes": ranks.processes, "exact": run.checkpoints.exact}
+            status.resumes.append(row)
     finally:
         loaders.close()
         run.tracker.finish()
@@ -206,19 +206,17 @@ def open_run(session: Session, folder: Path, prefix: str, accelerator: Any, load
     total, epochs = build.run_length(cfg, loaders.steps_per_epoch)
     monitors = trainer["monitor"] if isinstance(trainer["monitor"], list) else [trainer["monitor"]]
     early = trainer["early_stopping"]
-    stop_key = early["monitor"] or monitors[0]
-    rule = StopRule(stop_key, trainer["mode"] or mode_of(stop_key), early["patience"] or 0, early["min_delta"])
-    progress = Progress(Ranked({key: trainer["mode"] or mode_of(key) for key in monitors}, trainer["save_top_k"]), rule)
+    choice = Choice(trainer["mode"], trainer["save_top_k"], early["monitor"], early["patience"], early["min_delta"])
     identity = {
         "config_hash": session.hash,
         "fingerprint": session.fingerprint,
-        "processes": ranks.processes,
+        "seed": cfg["seed"],
         "batch_size": trainer["batch_size"],
         "accumulation": trainer["accumulation"],
         "versions": versions(),
     }
     keep = KeepSettings(trainer["keep_last"], trainer["save_every_minutes"], trainer["save_every_steps"])
-    checkpoints = Checkpoints(folder / "checkpoints", identity, keep, progress, ranks, cfg["allow_world_change"])
+    checkpoints = Checkpoints(folder / "checkpoints", identity, keep, choice, ranks, cfg["allow_world_change"])
     name = f"{cfg['name']}/{folder.relative_to(session.folder.parent)}"
     settings = instantiate(cfg["tracker"], "tracker")
     tracker = Tracker(folder, settings, accelerator if ranks.rank == 0 else None, name, cfg)

@@ -122,8 +122,13 @@ class Loaders:
             yield batch
 
     def close(self) -> None:
-        """Ends this loader's workers at once: one that ignores TERM and hangs would keep the process from ever exiting."""
-        for worker in getattr(getattr(self._train, "_iterator", None), "_workers", []):
+        """Ends this loader's workers: torch asks first; one that hangs and ignores TERM would keep the process from ever exiting."""
+        iterator, self._train._iterator = self._train._iterator, None
+        if iterator is None:
+            return
+        workers = iterator._workers
+        iterator._shutdown_workers()
+        for worker in workers:
             if worker.is_alive():
                 os.kill(worker.pid, signal.SIGKILL)
 

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from mmexpert.engine import random_state
 from mmexpert.engine import step_folder as disk
 from mmexpert.engine.best import reconcile
+from mmexpert.engine.files import plain
 from mmexpert.engine.progress import Choice, Progress
-from mmexpert.types import ConfigError, NonFiniteError, RunFolderError, StorageError
+from mmexpert.engine.resume_checks import check_identity, group_names, load_module, refuse_nonfinite
+from mmexpert.types import ConfigError, RunFolderError, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -107,8 +108,8 @@ class Checkpoints:
         folder = self._on_first(lambda: disk.recover(self.folder))
         if folder is not None:
             state = disk.read_state(folder / disk.STATE)
-            self._check_identity(state["identity"])
-            _load_module(folder, module, optimizer, state["optimizer_names"])
+            check_identity(folder, state["identity"], self._identity(), self.allow_world_change)
+            load_module(folder, module, optimizer, state["optimizer_names"])
             optimizer.load_state_dict(state["optimizer"])
             schedule.load_state_dict(state["schedule"])
             if scaler is not None and state["scaler"]:
@@ -134,22 +135,18 @@ class Checkpoints:
         refuse_nonfinite(module, progress.step)
         temporary = self.folder / f".tmp-{disk.step_name(progress.step)}"
         weights = disk.weights_of(module) if self.ranks.rank == 0 else {}
-        state = {
+        state: dict[str, Any] = {
             "progress": progress.state(),
             "optimizer": optimizer.state_dict(),
-            "optimizer_names": _names(module, optimizer),
+            "optimizer_names": group_names(module, optimizer),
             "schedule": schedule.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
-            "identity": self.identity | {"processes": self.ranks.processes},
+            "identity": self._identity(),
             "extra": self.extra,
         }
         if self._on_first(lambda: self._prepare(temporary, progress, _bytes_of([weights, state["optimizer"]]))):
-            try:
-                written = self.ranks.gather_objects((self._write(temporary, progress, weights, state), None))
-            except disk.WRITE_ERRORS as error:
-                written = self.ranks.gather_objects((None, self._full(error)))
-            error = next((error for _, error in written if error), None)
-            self._on_first(lambda: self._publish(temporary, progress, [files for files, _ in written], error))
+            written = self.ranks.gather_objects(self._write(temporary, progress, weights, plain(state)))
+            self._on_first(lambda: self._publish(temporary, progress, written))
         self._best, self._saved_at = progress.best, time.monotonic()
 
     def _on_first(self, work: Any) -> Any:
@@ -168,8 +165,9 @@ class Checkpoints:
         return result
 
     def _full(self, error: BaseException) -> str:
-        free = shutil.disk_usage(next(p for p in (self.folder, *self.folder.parents) if p.exists())).free
-        return f"{self.folder}: not written ({error}); {free / 2**20:.0f} MiB are free. What was saved before still stands; free space and resume"
+        free = shutil.disk_usage(next(p for p in (self.folder, *self.folder.absolute().parents) if p.exists())).free
+        advice = "What was saved before still stands: free space or repair the folder's rights, then resume"
+        return f"{self.folder}: not written ({error}); {free / 2**20:.0f} MiB are free. {advice}"
 
     def _prepare(self, temporary: Path, progress: Progress, needed: int) -> bool:
         """Makes the temporary folder; False where this position is on the disk already."""
@@ -190,54 +188,47 @@ class Checkpoints:
         temporary.mkdir()
         return True
 
-    def _write(self, temporary: Path, progress: Progress, weights: dict[str, Tensor], state: dict[str, Any]) -> dict[str, Any]:
-        """Writes this rank's files; returns their manifest entries."""
+    def _write(
+        self, temporary: Path, progress: Progress, weights: dict[str, Tensor], state: dict[str, Any]
+    ) -> tuple[dict[str, Any], str | None]:
+        """Writes this rank's files; returns their manifest entries and what went wrong."""
         names = [disk.rank_file(self.ranks.rank)]
         # a rank that has resumed but not yet begun an epoch still owes its generators their state
         generators = random_state.capture() if self._random is None else self._random
-        disk.write_state(temporary / names[0], {"random": generators, "sums": progress.rank_state()})
-        disk.phase("rng", progress.step)
-        if self.ranks.rank == 0:
-            disk.write_weights(temporary / disk.MODEL, weights)
-            disk.phase("model", progress.step)
-            disk.write_state(temporary / disk.STATE, state)
-            disk.phase("state", progress.step)
-            names += [disk.MODEL, disk.STATE]
-        return {name: disk.described(temporary / name) for name in names}
+        try:
+            disk.write_state(temporary / names[0], {"random": generators, "sums": progress.rank_state()})
+            disk.phase("rng", progress.step)
+            if self.ranks.rank == 0:
+                disk.write_weights(temporary / disk.MODEL, weights)
+                disk.phase("model", progress.step)
+                disk.write_state(temporary / disk.STATE, state)
+                disk.phase("state", progress.step)
+                names += [disk.MODEL, disk.STATE]
+            return {name: disk.described(temporary / name) for name in names}, None
+        except disk.WRITE_ERRORS as error:
+            return {}, self._full(error)
 
-    def _publish(self, temporary: Path, progress: Progress, files: list[dict[str, Any]], error: str | None) -> None:
+    def _publish(self, temporary: Path, progress: Progress, written: list[tuple[dict[str, Any], str | None]]) -> None:
         """Manifest, rename, links, prune; or, after an error of any rank, nothing of it left."""
         try:
-            if error:
+            if error := next((error for _, error in written if error), None):
                 raise StorageError(error)
             contents = {"format": disk.FORMAT, "step": progress.step, "epoch": progress.epoch, "processes": self.ranks.processes}
             contents["config_hash"] = self.identity.get("config_hash")
-            disk.write_manifest(temporary, contents | {"files": {name: entry for part in files for name, entry in part.items()}})
+            contents["files"] = {name: entry for files, _ in written for name, entry in files.items()}
+            disk.write_manifest(temporary, contents)
             disk.phase("manifest", progress.step)
             disk.replace(temporary, progress.step)
-            self._reconcile(progress)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+        self._reconcile(progress)
+
+    def _identity(self) -> dict[str, Any]:
+        return plain(self.identity) | {"processes": self.ranks.processes}
 
     def _reconcile(self, progress: Progress) -> None:
         if self.folder.exists():
             reconcile(self.folder, progress.best, self.keep.keep_last, lambda name: disk.phase(name, progress.step))
-
-    def _check_identity(self, stored: dict[str, Any]) -> None:
-        now = self.identity | {"processes": self.ranks.processes}
-        for key in sorted(stored.keys() | now.keys()):
-            before, after = stored.get(key), now.get(key)
-            if before == after:
-                continue
-            if key == "versions":
-                log.warning("resumed with other library versions: stored %s, now %s", before, after)
-            elif key != "processes":
-                raise RunFolderError(f"{self.folder}: {key} was {before!r}, now it is {after!r}; choose another name=, or resume=never")
-            elif not self.allow_world_change:
-                raise RunFolderError(
-                    f"{self.folder} was written by {before} processes, now there are {after}: start as many, or accept that the run is no "
-                    "longer exact with allow_world_change=true"
-                )
 
     def _restore_rank(self, folder: Path, before: int, progress: Progress) -> None:
         rank, processes = self.ranks.rank, self.ranks.processes
@@ -249,27 +240,6 @@ class Checkpoints:
         self.exact = False
         random_state.restart(self.identity.get("seed", 0), progress.step, rank)
         log.warning("resumed with %d processes instead of %d: from here on not equal to a run that was never stopped", processes, before)
-
-
-def refuse_nonfinite(module: nn.Module, step: int) -> None:
-    """Raises NonFiniteError naming parameters that hold NaN or infinity; buffers may (attention masks)."""
-    names = [name for name, _ in module.named_parameters()]
-    finite = [torch.isfinite(parameter.detach()).all().cpu() for parameter in module.parameters()]
-    if bad := [name for name, good in zip(names, finite, strict=True) if not good]:
-        raise NonFiniteError(f"step {step}: {len(bad)} parameters are not finite and are not saved: {', '.join(bad[:5])}")
-
-
-def _names(module: nn.Module, optimizer: Any) -> list[list[str]]:
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
-    return [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
-
-
-def _load_module(folder: Path, module: nn.Module, optimizer: Any, names: list[list[str]]) -> None:
-    missing, unexpected = disk.load_weights(module, disk.read_weights(folder))
-    now = _names(module, optimizer)
-    if missing or unexpected or now != names:
-        odd = {*missing, *unexpected, *({n for group in names for n in group} ^ {n for group in now for n in group})}
-        raise RunFolderError(f"{folder}: parameters differ from the model's: {', '.join(sorted(odd)[:10]) or 'in their order or groups'}")
 
 
 def _bytes_of(value: Any) -> int:

@@ -28,7 +28,7 @@ def save_model(folder: Path, objective: nn.Module, config: dict[str, Any], token
     if tokenizer is not None:
         tokenizer.save(temporary / "tokenizer")
     if classes is not None:
-        write_atomic(temporary / "classes.json", strict_json(asdict(classes)))
+        write_atomic(temporary / "classes.json", strict_json(asdict(classes), indent=1))
     for role, encoder in objective.model.encoders.items():
         if hasattr(encoder, "save_backbone"):
             encoder.save_backbone(temporary / f"backbone_{role}")
@@ -41,7 +41,7 @@ def save_model(folder: Path, objective: nn.Module, config: dict[str, Any], token
         "versions": versions(),
         "fingerprint": sha256_file(temporary / "model.safetensors"),
     }
-    write_atomic(temporary / "config.json", strict_json(content))
+    write_atomic(temporary / "config.json", strict_json(content, indent=1))
     write_atomic(temporary / "README.md", model_card(config, metrics))
     old = folder.with_name(f".old-{folder.name}")
     shutil.rmtree(old, ignore_errors=True)

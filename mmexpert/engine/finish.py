@@ -5,16 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import nn
 
 from mmexpert.data.loaders import Loaders
 from mmexpert.engine.checkpoint import Checkpoints
-from mmexpert.engine.checkpoint_files import MODEL
 from mmexpert.engine.console import result_table
 from mmexpert.engine.files import write_atomic
 from mmexpert.engine.plots import write_plots
 from mmexpert.engine.progress import Progress
+from mmexpert.engine.step_folder import load_weights, read_weights
 from mmexpert.engine.results import write_metrics, write_predictions, write_training_results
 from mmexpert.evaluators.base import Evaluation
 
@@ -32,7 +31,7 @@ class Finished:
 def load_best(objective: nn.Module, checkpoints: Checkpoints, last: bool) -> None:
     """Loads the weights to be reported: the best epoch's, or the newest."""
     folder = checkpoints.latest() if last else checkpoints.best_folder()
-    objective.load_state_dict(load_file(folder / MODEL))
+    load_weights(objective, read_weights(folder))
     objective.eval()
 
 
@@ -45,9 +44,8 @@ def write_results(
     folder: Path, config: dict[str, Any], progress: Progress, scored: dict[str, Evaluation], stopped: str, seconds: float
 ) -> Finished:
     """metrics.json, training_results.json, predictions, plots and result.txt of a fold; rank 0 alone."""
-    key, entries = next(iter(progress.best.items()), (None, []))
-    best_epoch = entries[0]["epoch"] if entries else progress.epoch
-    best_value = entries[0]["value"] if entries else None
+    key = next(iter(progress.best), None)
+    best_epoch, best_value = progress.best_epoch or progress.epoch, progress.best_value
     metrics: dict[str, Any] = {name: value for name, value in progress.history[best_epoch - 1].items() if name.startswith("valid/")}
     protocol: dict[str, Any] = {}
     for part, evaluation in scored.items():

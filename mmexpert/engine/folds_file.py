@@ -24,7 +24,7 @@ def fix_folds(folder: Path, dataset: RecordDataset, settings: CvSettings, folds:
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}") from error
     with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(strict_json(now))
+        file.write(strict_json(now, indent=1))
         file.flush()
         os.fsync(file.fileno())
 

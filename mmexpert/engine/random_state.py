@@ -32,7 +32,8 @@ def restore(state: dict[str, Any]) -> None:
     """Puts all generators where capture found them."""
     python, numpy_state = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["words"]), python["gauss"]))
-    np.random.set_state(("MT19937", numpy_state["key"].numpy().astype(np.uint32), *(numpy_state[k] for k in ("position", "has_gauss", "gauss"))))
+    words = numpy_state["key"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", words, numpy_state["position"], numpy_state["has_gauss"], numpy_state["gauss"]))
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

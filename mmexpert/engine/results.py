@@ -55,7 +55,7 @@ def write_run_files(folder: Path, config: dict[str, Any], overrides: list[str], 
 
     clean = masked(config)
     write_atomic(folder / "config.yaml", yaml.safe_dump(clean, sort_keys=False, allow_unicode=True))
-    write_atomic(folder / "config.json", strict_json({"config": clean, "overrides": masked(overrides), "config_hash": config_hash}))
+    write_atomic(folder / "config.json", strict_json({"config": clean, "overrides": masked(overrides), "config_hash": config_hash}, indent=1))
     environment = {
         "command": mask_text(command(overrides, processes)),
         "versions": versions(),
@@ -66,7 +66,7 @@ def write_run_files(folder: Path, config: dict[str, Any], overrides: list[str], 
         "host": socket.gethostname(),
         "git": git_state(),
     }
-    write_atomic(folder / "environment.json", strict_json(environment))
+    write_atomic(folder / "environment.json", strict_json(environment, indent=1))
 
 
 def command(overrides: list[str], processes: int) -> str:
@@ -90,12 +90,12 @@ def git_state() -> dict[str, Any]:
 
 def write_metrics(folder: Path, metrics: dict[str, Any], protocol: dict[str, Any]) -> None:
     """metrics.json: flat valid/... of the best epoch, test/... of the best weights, best_epoch, best_value, protocol."""
-    write_atomic(folder / "metrics.json", strict_json(metrics | {"protocol": protocol}))
+    write_atomic(folder / "metrics.json", strict_json(metrics | {"protocol": protocol}, indent=1))
 
 
 def write_training_results(folder: Path, content: dict[str, Any]) -> None:
     """training_results.json: name, state, stopped, best_epoch, best, final, protocol, config, history, versions, seconds."""
-    write_atomic(folder / "training_results.json", strict_json(masked(content) | {"versions": versions()}))
+    write_atomic(folder / "training_results.json", strict_json(masked(content) | {"versions": versions()}, indent=1))
 
 
 def write_predictions(folder: Path, rows: list[dict[str, Any]], tables: dict[str, Any]) -> None:
@@ -109,7 +109,7 @@ def write_predictions(folder: Path, rows: list[dict[str, Any]], tables: dict[str
 
 def write_data_report(folder: Path, report: dict[str, Any], dropped: list[tuple[str, str, str]]) -> None:
     """data_report.json, and dropped.csv where records were left out."""
-    write_atomic(folder / "data_report.json", strict_json(report))
+    write_atomic(folder / "data_report.json", strict_json(report, indent=1))
     if dropped:
         rows = [dict(zip(("file", "record", "reason"), row, strict=True)) for row in dropped]
         write_atomic(folder / "dropped.csv", csv_text(rows))

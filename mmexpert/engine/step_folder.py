@@ -135,7 +135,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     contents = {key: value for key, value in stored.items() if key != "sha256"} if isinstance(stored, dict) else {}
     if _signed(contents) != content:  # compared as bytes: a flipped blank counts too
         raise ValueError(f"{path} does not agree with its own checksum")
-    if contents.get("format") != FORMAT or not isinstance(contents.get("files"), dict):
+    numbers = all(type(contents.get(key)) is int for key in ("step", "epoch", "processes"))
+    if contents.get("format") != FORMAT or not numbers or not isinstance(contents.get("files"), dict):
         raise ValueError(f"{path}: format {contents.get('format')!r}, expected {FORMAT}")
     return contents
 
@@ -159,7 +160,8 @@ def verified(folder: Path) -> dict[str, Any]:
 
 def step_folders(folder: Path) -> list[Path]:
     """The folders step_N, oldest first."""
-    return sorted(path for path in folder.glob("step_*") if re.fullmatch(r"step_\d{8}", path.name) and path.is_dir() and not path.is_symlink())
+    found = (path for path in folder.glob("step_*") if re.fullmatch(r"step_\d{8}", path.name))
+    return sorted(path for path in found if path.is_dir() and not path.is_symlink())
 
 
 def latest(folder: Path) -> Path | None:
@@ -180,7 +182,8 @@ def latest(folder: Path) -> Path | None:
         return path
     if faults or any(folder.glob("epoch_*")):
         found = "; ".join(faults) or "the epoch_* folders are there, no step_* is"
-        raise RunFolderError(f"{folder} holds no checkpoint that can be read: {found}. resume=never starts afresh, init_from= takes weights over")
+        advice = "resume=never starts afresh, init_from= takes weights over"
+        raise RunFolderError(f"{folder} holds no checkpoint that can be read: {found}. {advice}")
     return None
 
 

@@ -57,7 +57,7 @@ class Tracker:
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
         """history.json and the three CSV files."""
-        write_atomic(self.folder / "history.json", strict_json(history))
+        write_atomic(self.folder / "history.json", strict_json(history, indent=1))
         write_atomic(self.folder / "history.csv", csv_text(history))
         rows = self._rows()
         write_atomic(self.folder / "train_metrics.csv", csv_text([row for row in rows if any(key.startswith("train/") for key in row)]))
