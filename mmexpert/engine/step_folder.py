@@ -136,7 +136,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if _signed(contents) != content:  # compared as bytes: a flipped blank counts too
         raise ValueError(f"{path} does not agree with its own checksum")
     numbers = all(type(contents.get(key)) is int for key in ("step", "epoch", "processes"))
-    if contents.get("format") != FORMAT or not numbers or not isinstance(contents.get("files"), dict):
+    files = contents.get("files")
+    described = isinstance(files, dict) and all(isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys() for entry in files.values())
+    if contents.get("format") != FORMAT or not numbers or not described:
         raise ValueError(f"{path}: format {contents.get('format')!r}, expected {FORMAT}")
     return contents
 
