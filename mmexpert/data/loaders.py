@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -93,6 +94,7 @@ class Loaders:
         self.steps_per_epoch = len(step_sizes(len(parts["train"]), plan.batch_size, plan.processes, plan.accumulation, plan.drop_last))
         self._current = CurrentPlan()
         self._train = self._loader(self._current, persistent=True)
+        weakref.finalize(self, end_workers, self._train)  # at exit too: workers ignore TERM, and multiprocessing would wait for them
         left = len(parts["train"]) - sum(
             step_sizes(len(parts["train"]), plan.batch_size, plan.processes, plan.accumulation, plan.drop_last)
         )
@@ -122,15 +124,8 @@ class Loaders:
             yield batch
 
     def close(self) -> None:
-        """Ends this loader's workers: torch asks first; one that hangs and ignores TERM would keep the process from ever exiting."""
-        iterator, self._train._iterator = self._train._iterator, None
-        if iterator is None:
-            return
-        workers = iterator._workers
-        iterator._shutdown_workers()
-        for worker in workers:
-            if worker.is_alive():
-                os.kill(worker.pid, signal.SIGKILL)
+        """Ends this loader's workers."""
+        end_workers(self._train)
 
     def _windows(self, batches: Iterator[Batch]) -> Iterator[list[Batch]]:
         window: list[Batch] = []
@@ -175,6 +170,18 @@ class Loaders:
             worker_init_fn=_start_worker if parallel else None,
             generator=torch.Generator().manual_seed(self.seed),  # its own: else the iterator draws from torch's global one
         )
+
+
+def end_workers(loader: DataLoader) -> None:
+    """Ends persistent workers: torch asks first; one that hangs and ignores TERM is killed, by its own id."""
+    iterator, loader._iterator = getattr(loader, "_iterator", None), None
+    if iterator is None or not hasattr(iterator, "_shutdown_workers"):
+        return
+    workers = iterator._workers
+    iterator._shutdown_workers()
+    for worker in workers:
+        if worker.is_alive():
+            os.kill(worker.pid, signal.SIGKILL)
 
 
 def _start_worker(_: int) -> None:

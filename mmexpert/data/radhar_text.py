@@ -4,18 +4,22 @@ Singh et al., mmNets 2019. Frames are counted by point_id, never binned by stamp
 """
 
 import gzip
+import math
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from mmexpert.types import DataError
+from mmexpert.data.findings import DataFault
 
 FIELDS = ("range", "velocity", "doppler_bin", "bearing", "intensity")
+_STAMPS = ("secs", "nsecs")
 _LONGEST_M = 11.156  # the last range bin ends here
 _BINS = 16
 _MOST_CORRUPT = 0.01  # share of a file's records
+_MOST_BYTES = 1 << 28  # unpacked; a session of 20 s has 3 MB
 
 
 @dataclass(frozen=True)
@@ -32,83 +36,83 @@ class Session:
 
 
 def read_session(path: Path) -> Session:
-    """Parses a file. Raises DataError naming it: unreadable, without frames, or more than 1 % corrupt records."""
+    """Parses a file. Raises DataFault naming it: unreadable, without frames, or more than 1 % corrupt records."""
     text = _text(path)
+    # what follows the last `---` is a record that the recorder did not finish, unless its last line is whole
+    cut_short = bool(text) and not text.endswith("\n")
+    chunks = [chunk for chunk in re.split(r"^---[ \t\r]*$", text, flags=re.MULTILINE) if chunk.strip()]
     rows: list[tuple[float, ...]] = []
     dropped: list[tuple[int, str]] = []
-    frame, before, first_stamp, number = -1, -1, None, 0
-    chunks = text.split("---")
-    complete = text.rstrip().endswith("---")
-    for position, chunk in enumerate(chunks):
-        if not chunk.strip():
-            continue
-        number += 1
+    frame, before, first_stamp = -1, -1.0, None
+    for number, chunk in enumerate(chunks, 1):
         values = _fields(chunk)
-        if first_stamp is None:
-            first_stamp = values.get("secs")
-        point = _number(values.get("point_id"))
+        first_stamp = values.get("secs") if first_stamp is None else first_stamp
+        point = values.get("point_id")
         if point is not None:  # numbered before corrupt points go: a frame whose points all go is a frame still
             frame, before = (frame + 1 if point == 0 or point <= before else frame), point
-        last_and_cut = position == len(chunks) - 1 and not complete and any(name not in values for name in FIELDS)
-        reason = "truncated" if last_and_cut else _fault(values, point)
+        last = number == len(chunks) and not text.rstrip().endswith("---")
+        reason = "truncated" if last and (cut_short or _absent(values)) else _fault(values, chunk)
         if reason:
             dropped.append((number, reason))
         else:
-            rows.append((max(frame, 0), *(float(values[name]) for name in FIELDS)))
-    if frame < 0 or not rows:
-        raise DataError(f"{path}: no frame in {number} records; it should hold records parted by ---, each with point_id, range, ...")
-    if len(dropped) > max(1, _MOST_CORRUPT * number):
-        listed = "; ".join(f"record {n}: {why}" for n, why in dropped[:5])
-        raise DataError(f"{path}: {len(dropped)} of {number} records are corrupt, more than 1 %: {listed}. Remove or replace the file")
-    return Session(np.array(rows), frame + 1, _day(first_stamp, path), tuple(dropped))
+            rows.append((frame, *(values[name] for name in FIELDS)))
+    if not rows:
+        raise DataFault(
+            f"{path}: no frame in {len(chunks)} records; it should hold records parted by ---, each with point_id, range, ...",
+            "empty_file" if not text.strip() else "undecodable",
+            str(path),
+        )
+    if len(dropped) > _MOST_CORRUPT * len(chunks):
+        listed = "; ".join(f"record {number}: {why}" for number, why in dropped[:5])
+        raise DataFault(
+            f"{path}: {len(dropped)} of {len(chunks)} records are corrupt, more than 1 %: {listed}. Remove or replace the file",
+            "undecodable",
+            str(path),
+            str(dropped[0][0]),
+        )
+    day = str(np.datetime64(int(first_stamp), "s").astype("datetime64[D]"))
+    return Session(np.array(rows), frame + 1, day, tuple(dropped))
 
 
 def _text(path: Path) -> str:
     try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
-        return data.decode("ascii")
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            data = stream.read(_MOST_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: can not be read ({error}); is it cut short? copy it again") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: no RadHAR text, byte {error.start} is {data[error.start]:#x}; copy the file again") from error
+        raise DataFault(f"{path}: can not be read ({error}); is it cut short? copy it again", "truncated", str(path)) from error
+    if len(data) > _MOST_BYTES:
+        raise DataFault(f"{path}: more than {_MOST_BYTES >> 20} MiB of text, no RadHAR session; remove it", "undecodable", str(path))
+    return data.decode("latin-1")  # any byte: one that does not belong spoils its record, not the file
 
 
-def _fields(chunk: str) -> dict[str, str]:
+def _fields(chunk: str) -> dict[str, float]:
+    """Finite numbers by key."""
     fields = {}
     for line in chunk.splitlines():
-        key, separator, value = line.partition(":")
-        if separator:
-            fields[key.strip()] = value.strip()
+        key, _, value = line.partition(":")
+        try:
+            number = float(value)
+        except ValueError:
+            continue
+        if math.isfinite(number):
+            fields[key.strip()] = number
     return fields
 
 
-def _number(text: str | None) -> float | None:
-    try:
-        return float(text) if text is not None else None
-    except ValueError:
-        return None
+def _absent(values: dict[str, float]) -> list[str]:
+    return [name for name in ("point_id", *_STAMPS, *FIELDS) if name not in values]
 
 
-def _fault(values: dict[str, str], point: float | None) -> str:
+def _fault(values: dict[str, float], chunk: str) -> str:
     """Why a record can not be used; empty where it can."""
-    if point is None:
-        return "point_id is missing or no number"
-    for name in FIELDS:
-        value = _number(values.get(name))
-        if value is None or not np.isfinite(value):
-            return f"{name} is {values.get(name, 'missing')!r}, not a number"
-    distance, doppler = float(values["range"]), float(values["doppler_bin"])
-    if not 0 < distance < _LONGEST_M:
-        return f"range {distance:g} m is outside 0..{_LONGEST_M} m"
-    if doppler != int(doppler) or not 0 <= doppler < _BINS:
-        return f"doppler_bin {doppler:g} is not one of 0..{_BINS - 1}"
+    absent = _absent(values)
+    if absent:
+        found = re.search(rf"^\s*{absent[0]}:(.*)$", chunk, re.MULTILINE)
+        return f"{absent[0]} is {found[1].strip()!r}, not a number" if found else f"{absent[0]} is missing"
+    if chunk.count("point_id:") > 1:
+        return "two records in one: the --- between them is lost"
+    if not 0 < values["range"] < _LONGEST_M:
+        return f"range {values['range']:g} m is outside 0..{_LONGEST_M} m"
+    if values["doppler_bin"] not in range(_BINS):
+        return f"doppler_bin {values['doppler_bin']:g} is not one of 0..{_BINS - 1}"
     return ""
-
-
-def _day(stamp: str | None, path: Path) -> str:
-    seconds = _number(stamp)
-    if seconds is None:
-        raise DataError(f"{path}: the first record has no stamp (secs)")
-    return str(np.datetime64(int(seconds), "s").astype("datetime64[D]"))

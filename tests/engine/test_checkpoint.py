@@ -75,7 +75,7 @@ def train(folder, stop_after=None, forget=lambda module, optimizer, schedule, pr
                 return None
         progress.pending = "evaluate"
         row = {f"train/{name}": value for name, value in progress.epoch_means(lambda tensor: tensor).items()}
-        progress.close_epoch(row | {"valid/acc": METRICS[progress.epoch], "valid/nll": -METRICS[progress.epoch]}, ["valid/acc", "valid/nll"])
+        progress.close_epoch(row | {"valid/acc": METRICS[progress.epoch], "valid/nll": METRICS[progress.epoch]}, ["valid/acc", "valid/nll"])
         store.save(module, optimizer, schedule, progress)
     return digest(module, optimizer, progress)
 
@@ -122,11 +122,10 @@ def finished(never_stopped, tmp_path):
 
 def test_a_run_keeps_the_newest_the_best_and_links_to_both(never_stopped):
     folder = never_stopped[1]
-    assert names(folder) == ["best", "best_nll", "epoch_01_val_0.5000", "epoch_02_val_0.7500", "epoch_03_val_0.2500"][:2] + [
-        "epoch_01_val_0.5000", "epoch_02_val_0.7500", "epoch_03_val_0.2500", "last", "step_00000009", "step_00000012",
-    ]  # fmt: skip
+    epochs = ["epoch_01_val_0.5000", "epoch_02_val_0.7500", "epoch_03_val_0.2500"]
+    assert names(folder) == ["best", "best_nll", *epochs, "last", "step_00000009", "step_00000012"]
     assert os.readlink(folder / "best") == "epoch_02_val_0.7500"
-    assert os.readlink(folder / "best_nll") == "epoch_03_val_0.2500"  # the least of minus the accuracies: modes go by name
+    assert os.readlink(folder / "best_nll") == "epoch_03_val_0.2500"  # the least: modes go by name
     assert os.readlink(folder / "last") == "step_00000012"
     assert names(folder / "last") == ["manifest.json", "model.safetensors", "rng_0.pt", "state.pt"]
 
@@ -189,7 +188,9 @@ def forget_generator(name):
 
 
 FORGOTTEN = {
-    "optimizer": lambda module, optimizer, schedule, progress: optimizer.load_state_dict(torch.optim.AdamW(module.parameters()).state_dict()),
+    "optimizer": lambda module, optimizer, schedule, progress: optimizer.load_state_dict(
+        torch.optim.AdamW(module.parameters()).state_dict()
+    ),
     "schedule": lambda module, optimizer, schedule, progress: schedule.__dict__.update(last_epoch=0),
     "position": lambda module, optimizer, schedule, progress: progress.__dict__.update(step_in_epoch=0),
     "history": lambda module, optimizer, schedule, progress: progress.history.clear(),
