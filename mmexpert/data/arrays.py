@@ -17,6 +17,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from mmexpert.data.findings import DataFault
+from mmexpert.types import DataError
 
 Header = tuple[tuple[int, ...], np.dtype]
 _MOST_MEMBERS, _MOST_BYTES = 64, 4 << 30  # declared by an .npz: a few kB can unpack to anything
@@ -55,6 +56,14 @@ class ArrayFile:
     def fault(self, code: str, text: str) -> DataFault:
         """The error of this array."""
         return DataFault(f"{self.where}: {text}", code, str(self.path), self.record)
+
+    @contextmanager
+    def coded(self, code: str) -> Iterator[None]:
+        """Gives the DataError of a check of this array, such as those of views.py, its code, file and record."""
+        try:
+            yield
+        except DataError as error:
+            raise DataFault(str(error), code, str(self.path), self.record) from error
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -105,8 +114,9 @@ def _npy_array(file: ArrayFile) -> np.ndarray:
 def _npz_members(file: ArrayFile) -> tuple[str, ...]:
     with zipfile.ZipFile(file.path) as archive:
         infos = archive.infolist()
-    if len(infos) > _MOST_MEMBERS or sum(info.file_size for info in infos) > _MOST_BYTES:
-        raise file.fault("undecodable", f"declares {len(infos)} members of {sum(i.file_size for i in infos)} bytes; at most 64 and 4 GiB are read")
+    declared = sum(info.file_size for info in infos)
+    if len(infos) > _MOST_MEMBERS or declared > _MOST_BYTES:
+        raise file.fault("undecodable", f"declares {len(infos)} members of {declared} bytes; at most {_MOST_MEMBERS} and 4 GiB are read")
     return tuple(info.filename.removesuffix(".npy") for info in infos)
 
 
@@ -149,7 +159,8 @@ def _safetensors_array(file: ArrayFile) -> np.ndarray:
 
 def _require_member(file: ArrayFile, members: tuple[str, ...]) -> None:
     if file.member not in members:
-        raise file.fault("missing_modality", f"holds {', '.join(members) or 'nothing'}; add {file.member}, or leave it out of dataset.views")
+        held = ", ".join(members) or "nothing"
+        raise file.fault("missing_modality", f"holds {held}; add {file.member}, or leave it out of dataset.views")
 
 
 def _one_member(file: ArrayFile) -> tuple[str, ...]:

@@ -55,6 +55,8 @@ class HumanML3D(RadarDataset):
             raise ConfigError(f"dataset.long={self.long}: choose crop or windows")
         if self.placements < 1:
             raise ConfigError(f"dataset.placements={self.placements}: at least one place from which training sees a motion")
+        if set(self.split) != {"valid", "test", "seed"}:
+            raise ConfigError(f"dataset.split needs exactly valid, test and seed, it has {sorted(self.split)}")
         faults = FaultList("humanml3d", self.on_error)
         self.digests: dict[str, str] = {}
         clips: list[MotionClip] = []

@@ -16,7 +16,7 @@ _BEYOND_S = 0.1  # so much may a sub-clip's end lie behind the clip's: the sourc
 
 def motion_group(name: str) -> str:
     """The motion that an id shows: mirrored (M before the number) and rotated (a letter A..H behind it) takes are the same."""
-    found = re.fullmatch(r"(?:M(?=\d))?(.*\d)[A-H]?", name)
+    found = re.fullmatch(r"M?(\d+)[A-H]?", name)
     return found[1] if found else name
 
 
@@ -86,7 +86,7 @@ def read_split_lists(root: Path, faults: FaultList) -> dict[str, str]:
         path = root / file_name
         if not path.is_file():
             continue
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
             name = line.strip()
             if not name:
                 continue

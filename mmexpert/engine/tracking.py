@@ -68,7 +68,7 @@ class Tracker:
         rows = self._rows()
         kept = [row for row in rows if row["step"] <= step]
         if len(kept) < len(rows):
-            write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+            write_atomic(self.path, "".join(strict_json(row) for row in kept))
 
     def log_images(self, pictures: dict[str, Path]) -> None:
         """Sends plots to trackers that take pictures."""
@@ -100,7 +100,7 @@ class Tracker:
     def _append(self, row: dict[str, Any]) -> None:
         try:
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(strict_json(row))
         except OSError as error:
             raise StorageError(f"{self.path}: {error.strerror}") from error
 

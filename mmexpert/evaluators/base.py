@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmexpert.data.loaders import Loaders
 from mmexpert.types import DataError, Encoding
 
 
@@ -36,7 +35,7 @@ class Collected:
     hard: dict[str, Tensor] | None = None  # row [h], kind [h], margin by score name [h]
 
 
-def collect(objective: nn.Module, loaders: Loaders, accelerator: Any, part: str) -> Collected:
+def collect(objective: nn.Module, loaders: Any, accelerator: Any, part: str) -> Collected:
     """Encodes a part: every rank its share, gathered, sorted by id, each id once (samplers pad with repeats).
 
     Features leave autocast in half precision and are scored in fp32. Raises DataError where an id is missing.

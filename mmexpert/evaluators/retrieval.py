@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmexpert.data.loaders import Loaders
 from mmexpert.evaluators.base import Collected, Evaluation, collect, part_losses
 from mmexpert.metrics.ranks import Ranking, rank_scores, unit
 from mmexpert.metrics.retrieval import chance_recall, direction_metrics, hubness, retrieval_metrics, similarity_metrics
@@ -26,7 +25,7 @@ class RetrievalEvaluator:
         self.k, self.ties, self.rank_by = k, ties, rank_by
         self.small_gallery, self.allow_unanswerable = small_gallery, allow_unanswerable
 
-    def __call__(self, objective: nn.Module, loaders: Loaders, accelerator: Any, part: str) -> Evaluation:
+    def __call__(self, objective: nn.Module, loaders: Any, accelerator: Any, part: str) -> Evaluation:
         """Encodes the part, ranks it and reports; objective is the unwrapped module in evaluation mode."""
         collected = collect(objective, loaders, accelerator, part)
         roles = (objective.model.query, objective.model.target)
@@ -97,7 +96,7 @@ class RetrievalEvaluator:
         return {key: sum(values) / len(values) for key, values in sums.items()}
 
     def _protocol(
-        self, query_keys: Tensor, collected: Collected, loaders: Loaders, part: str, chosen: str, roles: tuple[str, str]
+        self, query_keys: Tensor, collected: Collected, loaders: Any, part: str, chosen: str, roles: tuple[str, str]
     ) -> dict[str, Any]:
         forth, back = f"{roles[0]}_to_{roles[1]}", f"{roles[1]}_to_{roles[0]}"
         chance = {f"{forth}_R@{k}": chance_recall(query_keys, collected.keys, k) for k in self.k}
@@ -126,7 +125,7 @@ def sequence_scores(objective: nn.Module, collected: Collected) -> Tensor:
     return torch.cat(blocks)
 
 
-def _each_item_once(collected: Collected, loaders: Loaders) -> tuple[Tensor, Tensor]:
+def _each_item_once(collected: Collected, loaders: Any) -> tuple[Tensor, Tensor]:
     """Query features of each item once: several records of one item are its captions."""
     seen: dict[str, int] = {}
     for row, index in enumerate(collected.ids.tolist()):
@@ -166,7 +165,7 @@ def _tables(query: Tensor, collected: Collected, query_keys: Tensor, rankings: d
 
 
 def _predictions(
-    collected: Collected, query_rows: Tensor, rankings: dict[str, Ranking], roles: tuple[str, str], loaders: Loaders
+    collected: Collected, query_rows: Tensor, rankings: dict[str, Ranking], roles: tuple[str, str], loaders: Any
 ) -> list[dict[str, Any]]:
     """A row a target: its rank in each direction; the query side's stands at its item's first record."""
     back = rankings[f"{roles[1]}_to_{roles[0]}"]

@@ -1,0 +1,133 @@
+"""Classification metrics as fractions 0..1, over the classes that occur; equal to scikit-learn's on those classes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+_BINS = 15
+_SMALLEST = 1e-12  # of a probability under the logarithm
+
+
+def classification_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
+    """probabilities [n, K] (rows sum to 1), labels int [n] -> metrics by name; None where nothing can be said.
+
+    Macro metrics run over classes with a true row (n_classes_used); a prediction of an absent class is still an error of the true one.
+    """
+    n, classes = probabilities.shape
+    predicted = probabilities.argmax(1)
+    counts = confusion_counts(predicted, labels, classes)
+    used = np.flatnonzero(counts.sum(1))
+    recall = np.diag(counts)[used] / counts.sum(1)[used]
+    true, guessed, right = counts.sum(1), counts.sum(0), np.diag(counts)
+    f1 = np.array([2 * right[k] / (true[k] + guessed[k]) if true[k] + guessed[k] else 0.0 for k in range(classes)])
+    top2 = np.argsort(-probabilities, axis=1, kind="stable")[:, :2]
+    own = probabilities[np.arange(n), labels]
+    onehot = np.eye(classes)[labels]
+    confidence, hit = probabilities.max(1), (predicted == labels).astype(float)
+    aurocs = [auroc(probabilities[:, k], labels == k) for k in used]
+    known = [value for value in aurocs if value is not None]
+    return {
+        "acc": float(hit.mean()),
+        "top2": float((top2 == labels[:, None]).any(1).mean()),
+        "balanced_acc": float(recall.mean()),
+        "macro_f1": float(f1[used].mean()),
+        "weighted_f1": float((f1 * true).sum() / n),
+        "map": float(np.mean([average_precision(probabilities[:, k], labels == k) for k in used])),
+        "macro_auroc": float(np.mean(known)) if known else None,
+        "kappa": _kappa(counts),
+        "mcc": _mcc(counts),
+        "nll": float(-np.log(np.maximum(own, _SMALLEST)).mean()),
+        "brier": float(((probabilities - onehot) ** 2).sum(1).mean()),
+        "ece": _calibration(confidence, hit, np.linspace(0, 1, _BINS + 1)),
+        "ece_adaptive": _calibration(confidence, hit, np.quantile(confidence, np.linspace(0, 1, _BINS + 1))),
+        "n_classes_used": int(len(used)),
+    }
+
+
+def chance_lines(labels: np.ndarray, classes: int) -> dict[str, float]:
+    """What guessing gives: acc the largest share, balanced_acc and map 1 / classes used, nll the entropy of the shares."""
+    shares = np.bincount(labels, minlength=classes) / len(labels)
+    shares = shares[shares > 0]
+    even = 1 / len(shares)
+    return {
+        "acc": float(shares.max()), "balanced_acc": even, "map": even, "macro_auroc": 0.5, "kappa": 0.0, "mcc": 0.0,
+        "nll": float(-(shares * np.log(shares)).sum()),
+    }  # fmt: skip
+
+
+def confusion_counts(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """int [K, K], rows are truth."""
+    return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+
+
+def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
+    """sum_n (R_n - R_{n-1}) P_n over thresholds; equal scores are one step."""
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(positive[order])
+    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    recall = hits[last] / positive.sum()
+    precision = hits[last] / (last + 1)
+    return float((np.diff(recall, prepend=0.0) * precision).sum())
+
+
+def auroc(scores: np.ndarray, positive: np.ndarray) -> float | None:
+    """Share of (positive, negative) pairs in the right order, ties half; None where one side is empty."""
+    ups, downs = scores[positive], np.sort(scores[~positive])
+    if not len(ups) or not len(downs):
+        return None
+    below = np.searchsorted(downs, ups, "left") + np.searchsorted(downs, ups, "right")
+    return float(below.sum() / (2 * len(ups) * len(downs)))
+
+
+def group_rows(probabilities: np.ndarray, labels: np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray, int]:
+    """Probabilities averaged over each group's rows, their labels, and how many groups were left out for having two labels."""
+    names, inverse = np.unique(np.asarray(groups), return_inverse=True)
+    means, truth, mixed = [], [], 0
+    for number in range(len(names)):
+        rows = inverse == number
+        if len(set(labels[rows].tolist())) > 1:
+            mixed += 1
+            continue
+        means.append(probabilities[rows].mean(0))
+        truth.append(labels[rows][0])
+    return np.array(means), np.array(truth), mixed
+
+
+def per_class_rows(probabilities: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+    """class, n, sensitivity, specificity, ppv with Wilson 95 % bounds, f1, ap, auroc."""
+    from mmexpert.metrics.statistics import wilson
+
+    counts = confusion_counts(probabilities.argmax(1), labels, len(names))
+    rows = []
+    for k, name in enumerate(names):
+        hit, true, guessed = int(counts[k, k]), int(counts[k].sum()), int(counts[:, k].sum())
+        others = int(counts.sum()) - true
+        row: dict[str, Any] = {"class": name, "n": true}
+        for key, right, total in (("sensitivity", hit, true), ("specificity", others - (guessed - hit), others), ("ppv", hit, guessed)):
+            low, high = wilson(right, total) if total else (None, None)
+            row |= {key: right / total if total else None, f"{key}_lo": low, f"{key}_hi": high}
+        row["f1"] = 2 * hit / (true + guessed) if true + guessed else None
+        row["ap"] = average_precision(probabilities[:, k], labels == k) if true else None
+        row["auroc"] = auroc(probabilities[:, k], labels == k)
+        rows.append(row)
+    return rows
+
+
+def _kappa(counts: np.ndarray) -> float:
+    n = counts.sum()
+    expected = (counts.sum(0) * counts.sum(1)).sum() / n**2
+    return float((np.trace(counts) / n - expected) / (1 - expected)) if expected < 1 else 0.0
+
+
+def _mcc(counts: np.ndarray) -> float:
+    n, right = float(counts.sum()), float(np.trace(counts))
+    true, guessed = counts.sum(1).astype(float), counts.sum(0).astype(float)
+    spread = (n**2 - (guessed**2).sum()) * (n**2 - (true**2).sum())
+    return float((right * n - (true * guessed).sum()) / np.sqrt(spread)) if spread > 0 else 0.0
+
+
+def _calibration(confidence: np.ndarray, hit: np.ndarray, edges: np.ndarray) -> float:
+    bins = np.clip(np.searchsorted(edges, confidence, "left") - 1, 0, len(edges) - 2)
+    gaps = [abs(hit[bins == b].mean() - confidence[bins == b].mean()) * (bins == b).mean() for b in np.unique(bins)]
+    return float(sum(gaps))
