@@ -15,7 +15,8 @@ def write_plots(folder: Path, history: list[dict[str, Any]], tables: dict[str, A
     """plots/training_curves.png, and model_metrics.png (retrieval) or confusion.png (classes) where they apply."""
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
-    training_curves(plots / "training_curves.png", history, best_epoch, batch_size)
+    if history:
+        training_curves(plots / "training_curves.png", history, best_epoch, batch_size)
     if "ranks" in tables:
         model_metrics(plots / "model_metrics.png", tables, protocol, metrics)
     if "confusion" in tables:

@@ -1,0 +1,81 @@
+"""What `mmexpert.evaluate` does once the arguments are read: a stored run's weights on one of its parts."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmexpert import build
+from mmexpert.config import NOT_HASHED, instantiate
+from mmexpert.data.records import RecordDataset
+from mmexpert.engine.console import result_table
+from mmexpert.engine.files import strict_json, write_atomic
+from mmexpert.engine.folds import Fold, make_folds
+from mmexpert.engine.plots import write_plots
+from mmexpert.engine.results import write_predictions
+from mmexpert.engine.runtime import LaunchSettings, adopt_slurm, launch
+from mmexpert.engine.status import config_hash, read_status
+from mmexpert.engine.step_folder import load_weights, read_weights, verified
+from mmexpert.types import ConfigError, RunFolderError
+
+log = logging.getLogger(__name__)
+Config = dict[str, Any]
+
+
+def evaluate_run(cfg: Config, folder: Path, split: str, checkpoint: str, trust: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Scores the split of a run, or of each of its folds; writes RUN/evaluate/SPLIT/ and returns the metrics by folder name."""
+    if split not in ("train", "valid", "test"):
+        raise ConfigError(f"split={split}: choose train, valid or test")
+    folds = sorted(folder.glob("fold_*"), key=lambda path: int(path.name.rpartition("_")[2])) or [folder]
+    dataset = build.build_dataset(cfg, trust)
+    everything = {fold.number: fold for fold in make_folds(dataset, instantiate(cfg["cv"], "cv", trust))}
+    found = {}
+    for path in folds:
+        number = int(path.name.rpartition("_")[2]) if path.name.startswith("fold_") else 0
+        if number not in everything:
+            raise RunFolderError(f"{path}: the stored folds have no number {number}")
+        found[path.name] = score_fold(cfg, path, everything[number], dataset, split, checkpoint, trust)
+    return found
+
+
+def score_fold(
+    cfg: Config, folder: Path, fold: Fold, dataset: RecordDataset, split: str, checkpoint: str, trust: Sequence[str]
+) -> dict[str, Any]:
+    """Metrics of one fold's weights on a part."""
+    status = read_status(folder)
+    if checkpoint == "best" and (status is None or status.state != "done"):
+        raise RunFolderError(f"{folder} is not finished: say which weights, checkpoint=last or a folder below checkpoints/")
+    weights = folder / "checkpoints" / checkpoint
+    if not weights.exists():
+        weights = weights.with_name("last")  # a run without validation has no best
+    try:
+        verified(weights.resolve())
+    except (ValueError, OSError) as error:
+        raise RunFolderError(f"{weights}: {error}") from error
+    parts = fold.parts(dataset)
+    if not parts[split]:
+        raise ConfigError(f"split={split}: this run has no {split} part")
+    adopt_slurm()
+    trainer = cfg["trainer"]
+    settings = LaunchSettings(trainer["device"], trainer["mixed_precision"], 1, trainer["deterministic"], trainer["group_timeout_s"], None)
+    accelerator = launch(settings, None, folder)
+    tokenizer = build.build_tokenizer(cfg, dataset.training_texts(parts["train"]))
+    classes = build.training_classes(dataset, parts["train"])
+    objective = build.build_objective(cfg, build.build_model(cfg, classes, tokenizer, trust), trust)
+    missing, unexpected = load_weights(objective, read_weights(weights.resolve()))
+    if missing or unexpected:
+        raise RunFolderError(f"{weights} does not fit the configuration: missing {missing[:5]}, unexpected {unexpected[:5]}")
+    objective.to(accelerator.device).eval()
+    place = build.Placement(accelerator.device, accelerator.process_index, accelerator.num_processes)
+    loaders = build.build_loaders(cfg, dataset, parts, tokenizer, cfg["seed"], place)
+    evaluation = build.build_evaluator(cfg, trust)(objective, loaders, accelerator, split)
+    if accelerator.is_main_process:
+        out = folder / "evaluate" / split
+        out.mkdir(parents=True, exist_ok=True)
+        content = evaluation.metrics | {"checkpoint": weights.name, "config_hash": config_hash(cfg, NOT_HASHED), "protocol": evaluation.protocol}
+        write_atomic(out / "metrics.json", strict_json(content, indent=1))
+        write_predictions(out, evaluation.predictions, evaluation.tables)
+        write_plots(out, [], evaluation.tables, evaluation.protocol, evaluation.metrics, 0, trainer["batch_size"])
+        for line in result_table(evaluation.metrics, evaluation.protocol):
+            log.info("%s", line)
+    return evaluation.metrics
