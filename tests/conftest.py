@@ -34,3 +34,36 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"{SHARED_DATA} is not here")
     return SHARED_DATA
+
+
+TINY = ["dataset.train=64", "dataset.valid=32", "dataset.test=32", "trainer.batch_size=16", "trainer.num_workers=0", "encoder.radar.width=16"]
+"""Overrides of a run that takes seconds: 64 clips, 4 steps an epoch."""
+
+
+@pytest.fixture(scope="session")
+def clip_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tests' simulated clips are kept, once for all."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def tiny(clip_cache: Path) -> list[str]:
+    """Overrides of a tiny run with the shared cache."""
+    return [*TINY, f"dataset.cache_dir={clip_cache}", "model.projection_dim=32", "encoder.text.bert.width=32"]
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two epochs."""
+    from hydra import compose, initialize_config_dir
+
+    from mmexpert.command_line import register
+    from mmexpert.config import CONF_DIR, check
+    from mmexpert.training import train_run
+
+    folder = tmp_path_factory.mktemp("outputs") / "radar" / "tiny"
+    register()
+    with initialize_config_dir(version_base="1.3", config_dir=CONF_DIR):
+        plain = check(compose("train", overrides=[*tiny, "trainer.epochs=2"]))
+    train_run(plain, folder, tiny, ())
+    return folder

@@ -9,8 +9,10 @@ from mmexpert.data.humanml3d_text import motion_group, read_captions, read_split
 from mmexpert.data.humanml3d_views import decode, encode, place
 from mmexpert.types import ConfigError, DataError
 
+WHOLE = "a person walks#a/DET#0.0#0.0\n"
 
-def write_motion(root: Path, name: str, frames: int = 60, texts: str = "a person walks#a/DET#0.0#0.0\n", joints: np.ndarray | None = None) -> None:
+
+def write_motion(root: Path, name: str, frames: int = 60, texts: str = WHOLE, joints: np.ndarray | None = None) -> None:
     """A body that sways, different for each name."""
     for folder in ("new_joints", "texts"):
         (root / folder).mkdir(parents=True, exist_ok=True)
@@ -18,8 +20,7 @@ def write_motion(root: Path, name: str, frames: int = 60, texts: str = "a person
         body = np.random.default_rng(sum(map(ord, name))).uniform(-0.4, 0.4, (22, 3)) + (0, 1, 0)
         joints = body + 0.1 * np.sin(np.arange(frames) / 5)[:, None, None]
     np.save(root / "new_joints" / f"{name}.npy", joints.astype(np.float32) if joints.dtype.kind == "f" else joints)
-    if texts is not None:
-        (root / "texts" / f"{name}.txt").write_text(texts, encoding="utf-8")
+    (root / "texts" / f"{name}.txt").write_text(texts, encoding="utf-8")
 
 
 @pytest.fixture
