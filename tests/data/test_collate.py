@@ -1,0 +1,41 @@
+"""Samples become batches: padded up to the unit, masked, tokenised, hard captions with their rows."""
+
+import numpy as np
+import pytest
+import torch
+
+from mmexpert.data.collate import Collate
+from mmexpert.types import ConfigError, DataError
+
+
+def tokens(texts):
+    return {"input_ids": torch.tensor([[len(text)] for text in texts]), "attention_mask": torch.ones(len(texts), 1, dtype=torch.long)}
+
+
+def sample(frames, **more):
+    return {"radar": {"range_time": np.ones((256, frames), np.float32), "doppler_time": np.ones((128, frames), np.float32)}, "text": "a" * frames, "id": frames} | more
+
+
+def test_clips_are_padded_up_to_the_unit_with_zeros_and_a_mask():
+    batch = Collate(tokens, 16, "batch", 496)([sample(20), sample(33)])
+    assert batch["radar"]["range_time"].shape == (2, 256, 48)
+    assert batch["radar"]["mask"].sum(1).tolist() == [20, 33]
+    assert not batch["radar"]["range_time"][0, :, 20:].any() and batch["radar"]["range_time"][0, :, :20].all()
+    assert batch["id"].tolist() == [20, 33] and batch["text"]["input_ids"][:, 0].tolist() == [20, 33]
+
+
+def test_fixed_shapes_take_the_longest_length():
+    assert Collate(tokens, 16, "max", 496)([sample(20)])["radar"]["doppler_time"].shape == (1, 128, 496)
+
+
+def test_hard_captions_keep_the_row_that_they_belong_to():
+    batch = Collate(tokens, 16, "batch", 496)([sample(20, hard_text=[(0, "x"), (2, "yy")]), sample(33, hard_text=[]), sample(17, hard_text=[(1, "zzz")])])
+    assert batch["hard_row"].tolist() == [0, 0, 2] and batch["hard_kind"].tolist() == [0, 2, 1]
+    assert batch["hard_text"]["input_ids"][:, 0].tolist() == [1, 2, 3]
+
+
+def test_a_clip_without_frames_and_a_text_without_tower_are_errors():
+    with pytest.raises(DataError, match="has no frame"):
+        Collate(tokens, 16, "batch", 496)([sample(0)])
+    with pytest.raises(ConfigError, match="no text tower"):
+        Collate(None, 16, "batch", 496)([sample(20)])
