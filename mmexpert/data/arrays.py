@@ -87,7 +87,7 @@ def _stream_header(file: ArrayFile, stream: BinaryIO, size: int) -> Header:
         raise file.fault("pickled_array", "is a pickle, which could run code when read; store it with numpy.save as numbers")
     if start != npy.MAGIC_PREFIX[: len(start)]:
         raise file.fault("not_an_array", f"is no NumPy array (it begins with {start!r}); store it with numpy.save")
-    version = tuple(stream.read(2))
+    version = tuple(stream.read(2))  # NumPy's own read_magic would take a cut file for a foreign one
     if len(version) < 2:
         raise EOFError("no header")
     read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
@@ -96,6 +96,7 @@ def _stream_header(file: ArrayFile, stream: BinaryIO, size: int) -> Header:
     shape, _, dtype = read(stream)
     if dtype.hasobject:
         raise file.fault("pickled_array", "holds Python objects, which could run code when read; store it as float32")
+    # numpy.load would find this only when the numbers are read, in the middle of an epoch
     needed = stream.tell() + math.prod(shape) * dtype.itemsize
     if size < needed:
         raise file.fault("truncated", f"has {size} bytes of the {needed} that its header declares; copy it again")

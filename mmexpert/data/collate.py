@@ -25,7 +25,15 @@ class Collate:
         self.roles: dict[str, Callable[[list[Any]], Any]] = {"radar": self._radar, "text": self._text}
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> Batch:
-        """B samples with equal roles -> tensors with B rows; hard captions of all rows become one list with hard_row, hard_kind."""
+        """B samples with equal roles -> tensors with B rows; hard captions of all rows become one list with hard_row, hard_kind.
+
+        Raises KeyError where a sample lacks a role of another, DataError where a clip has no frame.
+        """
+        for sample in samples:
+            if sample.keys() != samples[0].keys():
+                raise KeyError(f"a sample has {', '.join(sorted(sample))}, another of its batch {', '.join(sorted(samples[0]))}")
+            if "radar" in sample and 0 in (x.shape[1] for x in sample["radar"].values()):
+                raise DataError(f"sample {sample.get('id', '(no id)')}: the clip has no frame; it needs at least one, remove its record")
         batch: Batch = {}
         for role in samples[0]:
             values = [sample[role] for sample in samples]
@@ -37,8 +45,6 @@ class Collate:
 
     def _radar(self, clips: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
         lengths = [next(iter(clip.values())).shape[1] for clip in clips]
-        if 0 in lengths:
-            raise DataError(f"sample {lengths.index(0)} of a batch has no frame: a clip needs at least one")
         longest = self.max_length if self.pad_to == "max" else max(lengths)
         frames = -(-longest // self.unit_length) * self.unit_length
         padded = {}

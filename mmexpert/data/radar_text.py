@@ -54,7 +54,7 @@ class RadarText(RadarDataset):
                 self.files[entry.id] = variants
                 usable.append(entry)
         classes, labels = class_table(usable, faults)
-        faults.settle()
+        faults.settle()  # after all records: one run names them all
         records = [self._record(entry, labels.get(entry.id, -1)) for entry in usable if classes is None or entry.id in labels]
         check_groups("radar_text", records)
         self.take("radar_text", records, frames, classes)
@@ -62,7 +62,7 @@ class RadarText(RadarDataset):
 
     def clip(self, record: Record, epoch: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
         """Linear amplitude of the views; of a random rotation in training, of the first otherwise."""
-        rotations = self.files[record.source]
+        rotations = self.files[record.source]  # source, not id: with captions=all an id carries the caption's number
         return self._load(rotations[0 if rng is None or len(rotations) == 1 else int(rng.integers(len(rotations)))])
 
     def sample(self, record: Record, epoch: int, repeat: int) -> dict[str, Any]:
@@ -158,6 +158,7 @@ class RadarText(RadarDataset):
         for view, file in views.items():
             array = file.array()
             array = array.T if self.layout == "legacy" else array
+            # said here, because check_view tells the two apart in its text only
             finite = array.dtype.kind not in "fc" or np.isfinite(array).all()
             with file.coded("negative_amplitude" if finite else "non_finite"):
                 loaded[view] = _AMPLITUDE[self.stored](check_view(array, view, file.where, decibel=self.stored == "db"))
@@ -204,7 +205,7 @@ def class_table(entries: Sequence[Entry], faults: FaultList) -> tuple[ClassTable
             if names.setdefault(key, name) != name:
                 raise entry.fault("unknown_class", f"classid {entry.class_id} is {name!r} here and {names[key]!r} elsewhere; name it once")
             keys[entry.id] = key
-    order = sorted(names)
+    order = sorted(names)  # by classid, else by name: not by the order of the records
     labels = {sample: order.index(key) for sample, key in keys.items()}
     training = [labels[entry.id] for entry in entries if entry.split == "train" and entry.id in labels]
     counts = tuple(training.count(k) for k in range(len(order)))

@@ -96,14 +96,14 @@ def _entry(path: Path, split: str, name: str, fields: Any, root: Path) -> Entry:
 
     if not isinstance(fields, dict):
         raise fault("wrong_field", f"is {type(fields).__name__}, expected {{filefolder, fileindex, captions}}")
-    fields = {key: value for key, value in fields.items() if value is not None}
+    fields = {key: value for key, value in fields.items() if value is not None}  # null is as good as absent
     for key in fields:
         if key not in _TYPES:
             close = difflib.get_close_matches(key, _TYPES, 1)
             hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(_TYPES)}"
             raise fault("wrong_field", f"the key {key!r} is unknown{hint}")
     for key, kinds in _TYPES.items():
-        if key in fields and (not isinstance(fields[key], kinds) or isinstance(fields[key], bool)):
+        if key in fields and (not isinstance(fields[key], kinds) or isinstance(fields[key], bool)):  # True is an int to Python
             expected = " or ".join(kind.__name__ for kind in kinds)
             raise fault("wrong_field", f"{key} is {type(fields[key]).__name__}, expected {expected}")
         if key in _NEEDED and key not in fields:
@@ -112,7 +112,7 @@ def _entry(path: Path, split: str, name: str, fields: Any, root: Path) -> Entry:
     captions = fields["captions"] if isinstance(fields["captions"], list) else [fields["captions"]]
     if not captions or any(not isinstance(caption, str) or not caption.strip() for caption in captions):
         raise fault("empty_caption", "a caption is empty or no string; write one, or take the record out")
-    filefolder = fields["filefolder"].replace("\\", "/").rstrip("/")
+    filefolder = fields["filefolder"].replace("\\", "/").rstrip("/")  # written on Windows, or to climb out unseen: paths.inside looks at both
     index = plain(str(fields["fileindex"]), name, path)
     return Entry(
         id=f"{filefolder}/{index}",

@@ -24,9 +24,18 @@ def epoch_order(n: int, seed: int, epoch: int, stream: int = 0) -> np.ndarray:
     return np.argsort(keys, kind="stable")
 
 
-def blocked_order(blocks: Sequence[Sequence[int]], seed: int, epoch: int) -> list[int]:
-    """The members of all blocks, blocks in random order, each kept together."""
-    return [index for block in epoch_order(len(blocks), seed, epoch) for index in blocks[block]]
+def blocked_order(blocks: Sequence[Sequence[int]], seed: int, epoch: int, share: int) -> list[int]:
+    """The members of all blocks, blocks in random order, each within one micro-batch of `share` samples.
+
+    The next block that still fits goes first; one is cut only where nothing that is left fits (pairs in micro-batches of odd size).
+    """
+    waiting = [blocks[i] for i in epoch_order(len(blocks), seed, epoch)]
+    order: list[int] = []
+    while waiting:
+        room = share - len(order) % share
+        fits = next((i for i, block in enumerate(waiting) if len(block) <= room), 0)
+        order += waiting.pop(fits)
+    return order
 
 
 def hash_order(ids: Sequence[str]) -> list[int]:
@@ -49,7 +58,7 @@ class Plan:
 
     order: data-set indices of the whole epoch, the same on all ranks. Step s takes order[s G : (s+1) G], whatever the number of
     processes; micro-batch a on rank r is the (a N + r)-th slice of it. drop_last=False: one more step with the rest, cut to a
-    multiple of N A.
+    multiple of N A. Raises ConfigError where the batch does not divide or no step is left.
     """
 
     def __init__(
@@ -84,21 +93,25 @@ def step_sizes(n: int, batch_size: int, processes: int, accumulation: int, drop_
     rest = n % batch_size // (processes * accumulation) * (processes * accumulation)
     if not drop_last and rest:
         sizes.append(rest)
-    if not sizes:
+    if not sizes and drop_last:
         raise ConfigError(
             f"trainer.batch_size={batch_size} is larger than the training part of {n} samples: choose at most {n}, "
             "or trainer.drop_last=false to train on smaller batches"
+        )
+    if not sizes:
+        raise ConfigError(
+            f"the training part of {n} samples has not one for each micro-batch of processes x trainer.accumulation = "
+            f"{processes} x {accumulation}: give more data or fewer of these"
         )
     return sizes
 
 
 def evaluation_draws(indices: Sequence[int], batch: int, processes: int, rank: int) -> list[list[Draw]]:
-    """Batches of one rank over a part, in the given order: every rank gets as many, of equal sizes; padded by repeats."""
+    """Batches of one rank over a part, in the given order: every rank gets as many, of equal sizes; padded by repeats from the start."""
     batches = []
     for begin in range(0, len(indices), batch * processes):
         rows = list(indices[begin : begin + batch * processes])
-        while len(rows) % processes:
-            rows.append(indices[0])
+        rows += [indices[i % len(indices)] for i in range(-len(rows) % processes)]
         share = len(rows) // processes
         batches.append([(int(i), EVALUATION, 0) for i in rows[rank * share : (rank + 1) * share]])
     return batches

@@ -1,6 +1,11 @@
 """What every tower is."""
 
+from collections.abc import Iterable
+from typing import Any
+
 from torch import nn
+
+from mmexpert.types import ConfigError
 
 
 class Encoder(nn.Module):
@@ -13,3 +18,11 @@ class Encoder(nn.Module):
     def frozen_modules(self) -> list[nn.Module]:
         """Modules that learn nothing and stay in evaluation mode."""
         return []
+
+
+def require_keys(node: dict[str, Any], names: Iterable[str], key: str) -> None:
+    """Raises ConfigError where a dict of sizes (such as encoder.text.bert) lacks a name or has one too many."""
+    names = set(names)
+    if names != set(node):
+        wrong = ", ".join(sorted(names ^ set(node)))
+        raise ConfigError(f"{key} holds {', '.join(sorted(node))}, expected {', '.join(sorted(names))}: add or remove {wrong}")

@@ -16,6 +16,15 @@ def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
     return kept.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
+def require_fit(length: int, context_length: int) -> None:
+    """Raises ConfigError where a clip has more time tokens than there are learned positions."""
+    if length > context_length:
+        raise ConfigError(
+            f"a clip has {length} time tokens, but encoder.radar.trunk.context_length={context_length}: raise it or dataset.unit_length, "
+            f"or lower dataset.max_length"
+        )
+
+
 class Attention(nn.Module):
     """Multi-head attention through torch's scaled_dot_product_attention. width: D. heads: divide D."""
 
@@ -78,7 +87,7 @@ class Trunk(nn.Module):
         if pooling not in ("attention", "eot", "mean"):
             raise ConfigError(f"trunk.pooling={pooling}: choose attention, eot or mean")
         self.context_length, self.pooling = context_length, pooling
-        self.positions = nn.Parameter(torch.randn(1, context_length, dim) * 0.02)
+        self.positions = nn.Parameter(torch.randn(1, context_length, dim) * 0.3)  # beside normalised tokens 0.02 goes unseen
         self.blocks = nn.ModuleList(Block(dim, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
         if pooling == "eot":
@@ -89,10 +98,7 @@ class Trunk(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """tokens [B, L, D], mask [B, L] -> (tokens [B, L, D], pooled [B, D])."""
         length = tokens.shape[1]
-        if length > self.context_length:
-            raise ConfigError(
-                f"{length} tokens, but encoder.radar.trunk.context_length={self.context_length}: raise it, or dataset.unit_length"
-            )
+        require_fit(length, self.context_length)
         tokens = tokens.where(mask[..., None], 0) + self.positions[:, :length]
         if self.pooling == "eot":
             tokens = torch.cat([tokens, self.end.expand(len(tokens), -1, -1).to(tokens.dtype)], 1)

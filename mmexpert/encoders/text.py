@@ -3,20 +3,22 @@
 Shapes: B texts, M word pieces, D width. transformers is imported when a tower is built: it costs seconds.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from mmexpert.encoders.base import Encoder
+from mmexpert.encoders.base import Encoder, require_keys
 from mmexpert.encoders.pooling import masked_mean
-from mmexpert.encoders.sources import find_source
+from mmexpert.encoders.sources import CONFIG, TOKENIZER, WEIGHTS, find_source, missing
 from mmexpert.encoders.tokenizer import TextTokenizer, scratch_tokenizer
-from mmexpert.types import ConfigError, Encoding
+from mmexpert.types import ConfigError, Encoding, SourceError
 
-
-_WORD_SPREAD = 0.3
+T = TypeVar("T")
+_INSTEAD = "encoder/text=scratch, which needs no download"
+_WORD_SPREAD, _POSITION_SPREAD = 1.0, 0.3  # standard deviations of the scratch tower's first embeddings
 
 
 class TextEncoder(Encoder):
@@ -35,17 +37,21 @@ class TextEncoder(Encoder):
 
     def forward(self, text: dict[str, Tensor]) -> Encoding:
         """text {input_ids, attention_mask} int64 [B, M] -> features [B, D], sequence [B, M, D], mask [B, M]."""
-        output = self.model(input_ids=text["input_ids"], attention_mask=text["attention_mask"])
+        output = self.model(input_ids=text["input_ids"], attention_mask=self.key_mask(text["attention_mask"]))
         tokens, real = output.last_hidden_state, text["attention_mask"].bool()
         sequence = self.projection(tokens)
         words = real & ~torch.isin(text["input_ids"], self.special_ids)
         return Encoding(self.projection(self._pool(output, tokens, real)), sequence.where(words[..., None], 0), words)
 
+    def key_mask(self, attention_mask: Tensor) -> Tensor:
+        """What the model is told of padding, from [B, M]."""
+        return attention_mask
+
     def _pool(self, output: Any, tokens: Tensor, real: Tensor) -> Tensor:
         if self.pooling == "mean":
             return masked_mean(tokens, real)
         if self.pooling == "max":
-            return tokens.masked_fill(~real[..., None], -torch.inf).amax(1)
+            return tokens.masked_fill(~real[..., None], torch.finfo(tokens.dtype).min).amax(1)
         return tokens[:, 0] if self.pooling == "cls" else output.pooler_output
 
 
@@ -57,6 +63,7 @@ class ScratchText(TextEncoder):
     ) -> None:
         from transformers import BertConfig, BertModel
 
+        require_keys(bert, ("width", "layers", "heads", "feedforward", "dropout"), "encoder.text.bert")
         if tokenizer.vocab_size > vocab_size:
             raise ConfigError(f"encoder.text.vocab_size={vocab_size}, but the tokenizer has {tokenizer.vocab_size} entries")
         config = BertConfig(
@@ -68,12 +75,18 @@ class ScratchText(TextEncoder):
             hidden_dropout_prob=bert["dropout"],
             attention_probs_dropout_prob=bert["dropout"],
             max_position_embeddings=max_length,
+            attn_implementation="sdpa",
         )
         model = BertModel(config, add_pooling_layer=False)
         # BERT's own 0.02 lets position and type outweigh the words: all texts then start at a cosine of 0.96, and the loss stands still
         # for the first 100 steps
         nn.init.normal_(model.embeddings.word_embeddings.weight, std=_WORD_SPREAD)
+        nn.init.normal_(model.embeddings.position_embeddings.weight, std=_POSITION_SPREAD)
         super().__init__(model, dim, lr_scale, "mean", tokenizer.special_ids)
+
+    def key_mask(self, attention_mask: Tensor) -> Tensor:
+        """Boolean [B, 1, 1, M], used as it is: of a [B, M] one transformers asks whether all is True, which stalls a GPU."""
+        return attention_mask.bool()[:, None, None]
 
     @staticmethod
     def tokenizer_for(texts: list[str], node: dict[str, Any]) -> TextTokenizer:
@@ -98,14 +111,10 @@ class TransformersText(TextEncoder):
         train_layers: int | str,
         max_length: int,
     ) -> None:
-        from transformers import AutoConfig, AutoModel
-
-        source = find_source(name)
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        longest = getattr(config, "max_position_embeddings", max_length)
+        model = _backbone(name)
+        longest = min(getattr(model.config, "max_position_embeddings", max_length), tokenizer.longest)
         if max_length > longest:
-            raise ConfigError(f"encoder.text.max_length={max_length}: {name} has {longest} positions")
-        model = AutoModel.from_pretrained(source, config=config, trust_remote_code=False)
+            raise ConfigError(f"encoder.text.max_length={max_length}: {name} takes at most {longest} word pieces")
         if pooling == "pooler" and getattr(model, "pooler", None) is None:
             raise ConfigError(f"encoder.text.pooling=pooler: {name} has no pooler; choose mean, which such models are trained for")
         super().__init__(model, dim, lr_scale, pooling, tokenizer.special_ids)
@@ -130,7 +139,29 @@ class TransformersText(TextEncoder):
         """The tokenizer that lies beside the model; texts are not used."""
         from transformers import AutoTokenizer
 
-        return TextTokenizer(AutoTokenizer.from_pretrained(find_source(node["name"]), trust_remote_code=False), node["max_length"])
+        source = find_source(node["name"], "encoder.text.name", _INSTEAD, (CONFIG, WEIGHTS, TOKENIZER))
+        tokenizer = _fetched(node["name"], lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False))
+        return TextTokenizer(tokenizer, node["max_length"])
+
+
+def _backbone(name: str) -> nn.Module:
+    from transformers import AutoConfig, AutoModel
+
+    source = find_source(name, "encoder.text.name", _INSTEAD, (CONFIG, WEIGHTS))
+    config = _fetched(name, lambda: AutoConfig.from_pretrained(source, trust_remote_code=False))
+    if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "hidden_size"):
+        raise ConfigError(f"encoder.text.name={name} is a {config.model_type} model: it must be one text encoder (BERT, RoBERTa, MPNet, ...)")
+    # fp32: transformers 5 would else keep weights stored in half precision so, and the optimizer with them
+    return _fetched(name, lambda: AutoModel.from_pretrained(source, config=config, trust_remote_code=False, dtype=torch.float32))
+
+
+def _fetched(name: str, read: Callable[[], T]) -> T:
+    """What read gives; SourceError with the three ways on where files are missing, damaged or unknown to the hub."""
+    try:
+        return read()
+    except (OSError, ValueError) as error:
+        why = f"its files can not be read ({str(error).strip().splitlines()[0]})"
+        raise SourceError(missing(name, "encoder.text.name", _INSTEAD, why)) from error
 
 
 def _train_last(model: nn.Module, count: int) -> None:

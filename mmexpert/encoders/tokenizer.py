@@ -6,9 +6,6 @@ The tokenizers library's own WordPiece trainer gave four vocabularies in four ru
 from __future__ import annotations
 
 import json
-import logging
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,39 +13,50 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mmexpert.types import ConfigError
+from mmexpert.types import ConfigError, RunFolderError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-log = logging.getLogger(__name__)
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _LONGEST_SUFFIX = 5
 
 
 class TextTokenizer:
-    """A Hugging Face tokenizer with a length: texts -> padded tensors. truncated counts the texts that were too long."""
+    """A Hugging Face tokenizer with a length: texts -> padded tensors. truncated counts the texts that were too long.
+
+    Raises ConfigError where the tokenizer has neither a padding nor an end token.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-        self.tokenizer, self.max_length = tokenizer, max_length
-        self.seen = self.truncated = 0
+        self.tokenizer, self.max_length, self.truncated = tokenizer, max_length, 0
+        if tokenizer.pad_token_id is None:
+            if tokenizer.eos_token_id is None:
+                raise ConfigError("encoder.text: the tokenizer has neither a padding nor an end token, so texts can not share a batch")
+            tokenizer.pad_token = tokenizer.eos_token  # masked anyway
+        tokenizer.padding_side = "right"  # pooling=cls reads the first token
 
     def __call__(self, texts: list[str]) -> dict[str, torch.Tensor]:
         """B texts -> {input_ids, attention_mask} int64 [B, M], M = the longest of them, at most max_length."""
         tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
-        self.seen += len(texts)
         full = tokens["attention_mask"].sum(1) >= self.max_length
-        self.truncated += sum(len(self.tokenizer(texts[i])["input_ids"]) > self.max_length for i in full.nonzero()[:, 0].tolist())
+        self.truncated += self.too_long([text for text, is_full in zip(texts, full.tolist(), strict=True) if is_full])
         return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
 
     def too_long(self, texts: Iterable[str]) -> int:
         """How many of the texts will be truncated."""
-        return sum(len(ids) > self.max_length for ids in self.tokenizer(list(texts))["input_ids"])
+        texts = list(texts)
+        return sum(len(ids) > self.max_length for ids in self.tokenizer(texts, verbose=False)["input_ids"]) if texts else 0
 
     @property
     def vocab_size(self) -> int:
         """Number of token ids."""
         return len(self.tokenizer)
+
+    @property
+    def longest(self) -> int:
+        """Most word pieces that the tokenizer's model takes; huge where it does not say."""
+        return self.tokenizer.model_max_length
 
     @property
     def special_ids(self) -> tuple[int, ...]:
@@ -63,9 +71,11 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> TextTokenizer:
-        """Reads what save wrote; never from a hub."""
+        """Reads what save wrote; never from a hub. Raises RunFolderError where it is not there."""
         from transformers import AutoTokenizer
 
+        if not (folder / "length.json").exists():
+            raise RunFolderError(f"{folder}: holds no length.json, expected the files of a stored tokenizer; copy the model folder whole")
         length = json.loads((folder / "length.json").read_text(encoding="utf-8"))["max_length"]
         return cls(AutoTokenizer.from_pretrained(str(folder), local_files_only=True), length)
 
@@ -80,7 +90,8 @@ def scratch_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) ->
     backend = Tokenizer(models.WordPiece(vocab=ids, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer()
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    frame = [(token, ids[token]) for token in ("[CLS]", "[SEP]")]
+    backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="[PAD]",
@@ -96,7 +107,7 @@ def scratch_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) ->
 def build_vocabulary(texts: Iterable[str], size: int) -> list[str]:
     """Specials, every character c and ##c seen (sorted), words seen twice or more by (-count, word), then suffix pieces ##xy of 2 to
     5 characters by the same order, up to size entries. Raises ConfigError where the characters alone do not fit."""
-    words = Counter(word for text in texts for word in split_words(text))
+    words = count_words(texts)
     characters = sorted({c for word in words for c in word})
     vocabulary = [*SPECIALS, *characters, *(f"##{c}" for c in characters)]
     if len(vocabulary) > size:
@@ -115,10 +126,9 @@ def build_vocabulary(texts: Iterable[str], size: int) -> list[str]:
     return vocabulary
 
 
-def split_words(text: str) -> list[str]:
-    """Words and punctuation marks as BertNormalizer and BertPreTokenizer make them: lower case, accents off, Chinese one by one."""
-    plain = unicodedata.normalize("NFD", text.lower())
-    plain = "".join(c for c in plain if unicodedata.category(c) not in ("Mn", "Cc", "Cf"))
-    plain = re.sub(r"([\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])", r" \1 ", plain)
-    marked = "".join(f" {c} " if unicodedata.category(c).startswith("P") or c in "$+<=>^`|~" else c for c in plain)
-    return marked.split()
+def count_words(texts: Iterable[str]) -> Counter[str]:
+    """How often each word or punctuation mark occurs, split by the very rules that the tokenizer will apply."""
+    from tokenizers import normalizers, pre_tokenizers
+
+    normalizer, splitter = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    return Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
