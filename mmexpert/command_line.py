@@ -30,6 +30,9 @@ OLD_FLAGS = {
 }
 """Flags of the source systems -> what to write here."""
 
+trust_list: list[str] = []
+"""What trust=[...] on the command line names; kept out of every config, so that none can widen it."""
+
 _SECRET = re.compile(r"(^|[._\-])(token|secret|password|passwd|credentials?)$|(api|access|private)_?key$", re.IGNORECASE)
 _MAX_NAME = 120
 
@@ -96,8 +99,9 @@ def launch(application: Callable[[], object]) -> None:
     verbose = any(argument.startswith("hydra.verbose=") for argument in sys.argv)
     register()
     try:
-        sys.argv[1:] = prepare_arguments(sys.argv[1:])
-        trusted(sys.argv[1:])
+        arguments = prepare_arguments(sys.argv[1:])
+        trust_list[:] = trusted(arguments)
+        sys.argv[1:] = [argument for argument in arguments if not argument.startswith("trust=")]
         application()
     except Exception as error:  # noqa: BLE001  Hydra and OmegaConf have no common base; what is not theirs or ours is raised again
         if table := failed_jobs():

@@ -37,24 +37,19 @@ PARTS = {
 """Config group -> packages whose classes its nodes may name: a foreign config can not put a tracker where an encoder belongs."""
 
 EXACT = (
-    {f"torch.optim.{name}" for name in "AdamW Adam SGD NAdam RAdam".split()}
+    {f"torch.optim.{name}" for name in ["AdamW", "Adam", "SGD", "NAdam", "RAdam"]}
     | {
         f"torch.optim.lr_scheduler.{name}"
-        for name in "CosineAnnealingLR OneCycleLR StepLR MultiStepLR ExponentialLR PolynomialLR LinearLR ConstantLR".split()
+        for name in ["CosineAnnealingLR", "OneCycleLR", "StepLR", "MultiStepLR", "ExponentialLR", "PolynomialLR", "LinearLR", "ConstantLR"]
     }
     | {
         f"sklearn.model_selection.{name}"
-        for name in "KFold StratifiedKFold GroupKFold StratifiedGroupKFold RepeatedKFold RepeatedStratifiedKFold ShuffleSplit "
-        "StratifiedShuffleSplit GroupShuffleSplit LeaveOneGroupOut PredefinedSplit".split()
+        for name in ["KFold", "StratifiedKFold", "GroupKFold", "StratifiedGroupKFold", "RepeatedKFold", "RepeatedStratifiedKFold", "ShuffleSplit", "StratifiedShuffleSplit", "GroupShuffleSplit", "LeaveOneGroupOut", "PredefinedSplit"]
     }
 )
 """Classes of other libraries that may be named, each checked not to run code of its caller's."""
 
-NOT_HASHED = (
-    "resume trust dry_run name experiment sweep tracker cv.fold cv.workers cv.lock expect_processes data_check trainer.device "
-    "trainer.num_workers trainer.prefetch_factor trainer.pin_memory trainer.loader_timeout_s trainer.group_timeout_s "
-    "trainer.poll_every trainer.log_every trainer.save_every_minutes trainer.save_every_steps trainer.keep_last trainer.save_top_k"
-).split()
+NOT_HASHED = ["resume", "trust", "dry_run", "name", "experiment", "sweep", "tracker", "cv.fold", "cv.workers", "cv.lock", "expect_processes", "data_check", "trainer.device", "trainer.num_workers", "trainer.prefetch_factor", "trainer.pin_memory", "trainer.loader_timeout_s", "trainer.group_timeout_s", "trainer.poll_every", "trainer.log_every", "trainer.save_every_minutes", "trainer.save_every_steps", "trainer.keep_last", "trainer.save_top_k"]
 """Keys that can not change a number: neither the config hash nor the run folder's name holds them."""
 
 
@@ -188,10 +183,11 @@ def instantiate(node: Any, group: str, trust: Sequence[str] = (), **given: Any) 
     plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     if not isinstance(plain, dict) or "_target_" not in plain:
         raise ConfigError(f"{group}: the node has no _target_; it holds {plain!r}")
-    given_keys = set(given)
-    for path, found in targets(plain, group):
+    nodes = list(targets(plain, group))
+    for path, found in nodes:  # all names before any class is looked at
         _check_target(path, found, PARTS[group], trust)
-        _check_arguments(path, found, given_keys if found is plain else set())
+    for path, found in nodes:
+        _check_arguments(path, found, set(given) if found is plain else set())
     # partial: Hydra would copy what is given (modules, parameter groups) into the config
     return hydra_instantiate(plain | {"_partial_": True}, _convert_="all")(**given)
 
@@ -221,7 +217,7 @@ def _check_target(path: str, node: dict[str, Any], roots: Sequence[str], trust: 
         return
     package = str(target).split(".")[0]
     raise ConfigError(
-        f"{path}._target_={target!r} is refused: it must be a class below {', '.join(roots)}; "
+        f"{path}._target_={target!r} is refused: it must name a class below {', '.join(roots)}; "
         f"for your own package add trust=[{package}] to the command line"
     )
 
@@ -233,8 +229,8 @@ def _is_part(target: str, roots: Sequence[str], functions: bool) -> bool:
         return False
     try:
         part = vars(importlib.import_module(module)).get(name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"_target_={target!r}: {error}") from error
+    except ModuleNotFoundError:
+        return False
     right_kind = inspect.isclass(part) or (functions and inspect.isfunction(part))
     home = getattr(part, "__module__", "") or ""
     return right_kind and any(home == root or home.startswith(root + ".") for root in roots)

@@ -15,8 +15,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mmexpert.command_line import groups, launch
-from mmexpert.config import CONF_DIR, suggest, trusted
+from mmexpert.command_line import groups, launch, trust_list
+from mmexpert.config import CONF_DIR, suggest
 from mmexpert.types import ConfigError, RunFolderError
 
 OWN_KEYS = {"run": None, "split": "test", "checkpoint": "best"}
@@ -36,7 +36,7 @@ def application() -> None:
     plain = overridden(stored, overrides)
     from mmexpert.scoring import evaluate_run
 
-    evaluate_run(plain, folder, own["split"], own["checkpoint"], trusted(sys.argv[1:]))
+    evaluate_run(plain, folder, own["split"], own["checkpoint"], tuple(trust_list))
 
 
 def split_arguments(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -49,7 +49,7 @@ def split_arguments(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
             raise ConfigError(f"{argument!r}: write key=value; the command's own keys are {', '.join(OWN_KEYS)}")
         if key in own:
             own[key] = value[1:-1].replace("\\'", "'").replace("\\\\", "\\") if value[:1] == "'" else value
-        elif key != "trust":
+        else:
             overrides.append(argument)
     return own, overrides
 

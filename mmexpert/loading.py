@@ -44,7 +44,9 @@ class LoadedModel:
         self.similarity_head = None
         if self.config.get("similarity"):
             self.similarity_head = instantiate(self.config["similarity"], "similarity", trust).to(self.device).eval()
-            load_weights(self.similarity_head, {n.removeprefix("similarity."): v for n, v in weights.items() if n.startswith("similarity.")})
+            load_weights(
+                self.similarity_head, {n.removeprefix("similarity."): v for n, v in weights.items() if n.startswith("similarity.")}
+            )
         self.roles = tuple(self.config["roles"])
         self.dim = self.config["model"]["projection_dim"]
         self.fingerprint = self.config["fingerprint"]
@@ -112,7 +114,9 @@ def load(path: str | Path, device: str = "auto", trust: Sequence[str] = ()) -> L
     Raises RunFolderError where there is no model, ConfigError where its config names a foreign class.
     """
     path = Path(path)
-    folder = next((folder for folder in (path / "model", path) if (folder / "model.safetensors").exists() and (folder / "config.json").exists()), None)
+    folder = next(
+        (folder for folder in (path / "model", path) if (folder / "model.safetensors").exists() and (folder / "config.json").exists()), None
+    )
     if folder is None:
         raise RunFolderError(f"{path}: no model/ with model.safetensors and config.json; a run writes it at its end")
     return LoadedModel(folder, device, trust)

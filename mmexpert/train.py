@@ -14,8 +14,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from mmexpert.command_line import launch
-from mmexpert.config import CONF_DIR, NOT_HASHED, check, trusted
+from mmexpert.command_line import launch, trust_list
+from mmexpert.config import CONF_DIR, NOT_HASHED, check
 from mmexpert.engine.lock import RunLock
 from mmexpert.engine.status import Status, config_difference, config_hash, read_status
 from mmexpert.types import RunFolderError
@@ -40,7 +40,7 @@ def application(cfg: DictConfig) -> float | None:
         return print_finished(folder)
     from mmexpert.training import train_run
 
-    return train_run(plain, folder, overrides, trusted(sys.argv[1:]))
+    return train_run(plain, folder, overrides, tuple(trust_list))
 
 
 def prepare_folder(folder: Path, plain: dict[str, Any]) -> Status | None:

@@ -4,51 +4,31 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors.torch import load_file
-
 from mmexpert import build
 from mmexpert.config import NOT_HASHED, instantiate
-from mmexpert.data.records import RecordDataset
-from mmexpert.engine.checkpoint import Checkpoints, KeepSettings
-from mmexpert.engine.console import Console, set_up_logging
+from mmexpert.engine.console import set_up_logging
 from mmexpert.engine.export import save_model
 from mmexpert.engine.finish import Finished, load_best, score_parts, write_results
-from mmexpert.engine.folds import CvSettings, Fold, chosen_folds, fold_seed, make_folds
+from mmexpert.engine.folds import Fold, chosen_folds, fold_seed, make_folds
 from mmexpert.engine.folds_file import fix_folds
 from mmexpert.engine.lock import RunLock
-from mmexpert.engine.loop import FitSettings, fit
-from mmexpert.engine.meter import Meter
-from mmexpert.engine.progress import Choice, Progress
+from mmexpert.engine.loop import fit
+from mmexpert.engine.progress import Progress
 from mmexpert.engine.report import write_report
-from mmexpert.engine.results import read_json, versions, write_data_report, write_run_files
-from mmexpert.engine.runtime import LaunchSettings, Ranks, Run, adopt_slurm, launch, seed_all, seed_rank
+from mmexpert.engine.results import read_json, versions, write_run_files
+from mmexpert.engine.runtime import LaunchSettings, Ranks, adopt_slurm, launch, seed_all, seed_rank
 from mmexpert.engine.status import Status, config_hash, read_status, write_status
 from mmexpert.engine.summary import aggregate
-from mmexpert.engine.tracking import NAMES, Tracker
-from mmexpert.engine.watch import Watch, WatchSettings
+from mmexpert.engine.tracking import NAMES
+from mmexpert.session import Session, load_initial, open_run, start_line
 from mmexpert.types import MmexpertError, RunFolderError
 
 log = logging.getLogger(__name__)
 Config = dict[str, Any]
 T = TypeVar("T")
-
-
-@dataclass
-class Session:
-    """One call of the command: its config, folder, data set and folds."""
-
-    cfg: Config
-    folder: Path
-    overrides: list[str]
-    trust: Sequence[str]
-    dataset: RecordDataset
-    cv: CvSettings
-    hash: str
-    fingerprint: str
 
 
 def train_run(cfg: Config, folder: Path, overrides: list[str], trust: Sequence[str]) -> float | None:
@@ -129,7 +109,9 @@ def train_fold(session: Session, fold: Fold, count: int, accelerator: Any) -> fl
         write_status(folder, status)
     progress = None
     try:
-        progress, finished = _train(session, fold, folder, f"[fold {fold.number}/{count}] " if fold.number else "", accelerator, status, started)
+        progress, finished = _train(
+            session, fold, folder, f"[fold {fold.number}/{count}] " if fold.number else "", accelerator, status, started
+        )
         status.state, status.stopped, status.exit_code = "done", "epochs" if progress.patience_left else "early", 0
         status.epoch, status.step, status.best_epoch = progress.epoch, progress.step, finished.metrics["best_epoch"]
         return finished.best_value
@@ -198,79 +180,6 @@ def _write(
     if folder != session.folder:
         write_report(folder)
     return finished
-
-
-def open_run(session: Session, folder: Path, prefix: str, accelerator: Any, loaders: Any, objective: Any) -> tuple[Run, FitSettings]:
-    """What the loop needs beside model and data."""
-    cfg, trainer, ranks = session.cfg, session.cfg["trainer"], Ranks(accelerator)
-    total, epochs = build.run_length(cfg, loaders.steps_per_epoch)
-    monitors = trainer["monitor"] if isinstance(trainer["monitor"], list) else [trainer["monitor"]]
-    early = trainer["early_stopping"]
-    choice = Choice(trainer["mode"], trainer["save_top_k"], early["monitor"], early["patience"], early["min_delta"])
-    identity = {
-        "config_hash": session.hash,
-        "fingerprint": session.fingerprint,
-        "seed": cfg["seed"],
-        "batch_size": trainer["batch_size"],
-        "accumulation": trainer["accumulation"],
-        "versions": versions(),
-    }
-    keep = KeepSettings(trainer["keep_last"], trainer["save_every_minutes"], trainer["save_every_steps"])
-    checkpoints = Checkpoints(folder / "checkpoints", identity, keep, choice, ranks, cfg["allow_world_change"])
-    name = f"{cfg['name']}/{folder.relative_to(session.folder.parent)}"
-    settings = instantiate(cfg["tracker"], "tracker")
-    tracker = Tracker(folder, settings, accelerator if ranks.rank == 0 else None, name, cfg)
-    console = Console(prefix, loaders.steps_per_epoch, ["acc", "map", "RSum", f"{objective.model.query}_to_{objective.model.target}_R@1"])
-    meter = Meter(tracker, console, ranks, accelerator.device, trainer["log_every"], trainer["batch_size"])
-    poll = trainer["poll_every"] or (10 if accelerator.device.type == "cuda" else 1)
-    watch = Watch(accelerator, WatchSettings(trainer["nonfinite"], trainer["nonfinite_budget"], poll), checkpoints.minutes_due)
-    has_valid = bool(loaders.parts["valid"])
-    limit = trainer["max_grad_norm"] if trainer["max_grad_norm"] is not None else float("inf")
-    fit_settings = FitSettings(total, epochs, trainer["val_every"] if has_valid else 0, limit, tuple(monitors) if has_valid else ())
-    return Run(accelerator, checkpoints, tracker, watch, meter), fit_settings
-
-
-def start_line(session: Session, ranks: Ranks, accelerator: Any, objective: Any, parts: dict[str, list[int]], tokenizer: Any, texts: list[str]) -> None:
-    """Says what runs, and what of the data is cut or left out."""
-    trainer = session.cfg["trainer"]
-    micro = trainer["batch_size"] // (ranks.processes * trainer["accumulation"])
-    parameters = sum(p.numel() for p in objective.parameters() if p.requires_grad)
-    log.info(
-        "%s/%s | %d process%s, %s, %s | batch %d = %d x %d x %d accumulation | %s | %.1f M parameters",
-        session.cfg["name"], session.folder.name, ranks.processes, "es"[: 2 * (ranks.processes > 1)], accelerator.device.type, accelerator.mixed_precision,
-        trainer["batch_size"], ranks.processes, micro, trainer["accumulation"],
-        ", ".join(f"{len(rows)} {part}" for part, rows in parts.items()), parameters / 1e6,
-    )  # fmt: skip
-    if trainer["accumulation"] > 1:
-        log.info("accumulation adds no negatives: each micro-batch of %d is a contrastive batch of its own", micro)
-    truncated = tokenizer.too_long(texts) if tokenizer is not None else 0
-    if truncated:
-        log.warning("%d of %d captions are longer than encoder.text.max_length=%d and are truncated", truncated, len(texts), tokenizer.max_length)
-    dataset = session.dataset
-    report = {
-        "dataset": dataset.name,
-        "fingerprint": session.fingerprint,
-        "records": len(dataset.records) + len(dataset.exclusions.dropped),
-        "used": {part: len(rows) for part, rows in parts.items()},
-        "excluded": len(dataset.exclusions.dropped),
-        "truncated_captions": truncated,
-        "warnings": dataset.exclusions.warnings,
-    }
-    write_data_report(session.folder, report, dataset.exclusions.dropped)
-
-
-def load_initial(objective: Any, source: Path, strict: bool) -> None:
-    """Weights by name from a run, checkpoint or model folder. Raises RunFolderError for names that one side lacks, unless not strict."""
-    candidates = [source / "model.safetensors", source / "checkpoints" / "best" / "model.safetensors", source / "model" / "model.safetensors"]
-    path = next((path for path in candidates if path.exists()), None)
-    if path is None:
-        raise RunFolderError(f"init_from={source}: no model.safetensors there, in checkpoints/best or in model/")
-    missing, unexpected = objective.load_state_dict(load_file(path), strict=False)
-    if missing or unexpected:
-        message = f"init_from={source}: missing {missing[:5]} ({len(missing)}), unexpected {unexpected[:5]} ({len(unexpected)})"
-        if strict:
-            raise RunFolderError(f"{message}; init_strict=false takes what fits")
-        log.warning("%s", message)
 
 
 def finish_folds(session: Session) -> None:

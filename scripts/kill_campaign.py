@@ -47,7 +47,12 @@ class Campaign:
         for rank in range(self.processes):
             environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MMEXPERT_KILL_AT": kill_at}
             if self.processes > 1:
-                environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.processes), "LOCAL_WORLD_SIZE": str(self.processes)}
+                environment |= {
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "WORLD_SIZE": str(self.processes),
+                    "LOCAL_WORLD_SIZE": str(self.processes),
+                }
                 environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             command = [sys.executable, "-m", "mmexpert.train", *RUN, f"name={name}"]
             log = open(self.folder / f"{name}_rank{rank}.log", "a")  # noqa: SIM115  lives as long as the process
@@ -87,7 +92,9 @@ class Campaign:
         """What must be the same."""
         checkpoints = run / "checkpoints"
         kept = sorted(path for path in checkpoints.iterdir() if path.is_dir() and not path.is_symlink())
-        history = [{key: value for key, value in row.items() if "time" not in key} for row in json.loads((run / "history.json").read_text())]
+        history = [
+            {key: value for key, value in row.items() if "time" not in key} for row in json.loads((run / "history.json").read_text())
+        ]
         metrics = json.loads((run / "metrics.json").read_text())
         return {
             "kept": [path.name for path in kept],

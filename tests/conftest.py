@@ -36,7 +36,14 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
-TINY = ["dataset.train=64", "dataset.valid=32", "dataset.test=32", "trainer.batch_size=16", "trainer.num_workers=0", "encoder.radar.width=16"]
+TINY = [
+    "dataset.train=64",
+    "dataset.valid=32",
+    "dataset.test=32",
+    "trainer.batch_size=16",
+    "trainer.num_workers=0",
+    "encoder.radar.width=16",
+]
 """Overrides of a run that takes seconds: 64 clips, 4 steps an epoch."""
 
 

@@ -19,7 +19,9 @@ def call(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
 
 
 def test_the_run_folder_does_not_depend_on_the_order_of_the_overrides():
-    assert run_folder(["similarity=local", "loss=siglip"]) == run_folder(["loss=siglip", "similarity=local"]) == "loss=siglip,similarity=local"
+    assert (
+        run_folder(["similarity=local", "loss=siglip"]) == run_folder(["loss=siglip", "similarity=local"]) == "loss=siglip,similarity=local"
+    )
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ MISTAKES = {
     "+trainer.foo=1": "trainer.foo: there is no such key",
     "trainer.epochs=many": "trainer.epochs",
     "resume=maybe": "resume=maybe: choose one of auto, must, never",
-    "+trust=[os]": "the standard library",
+    "trust=[os]": "the standard library",
     "seed=-1": "seed=-1",
 }
 

@@ -10,8 +10,22 @@ from mmexpert.command_line import groups, register
 from mmexpert.config import CONF_DIR, check, instantiate, targets, trusted
 from mmexpert.types import ConfigError
 
-HOSTILE = """os.system subprocess.run builtins.eval pickle.loads runpy.run_path timeit.timeit logging.os.system torch.load torch.hub.load
-pathlib.Path.write_text functools.partial hydra.utils.get_method mmexpert.config.instantiate mmexpert.losses.clip.torch.load""".split()
+HOSTILE = [
+    "os.system",
+    "subprocess.run",
+    "builtins.eval",
+    "pickle.loads",
+    "runpy.run_path",
+    "timeit.timeit",
+    "logging.os.system",
+    "torch.load",
+    "torch.hub.load",
+    "pathlib.Path.write_text",
+    "functools.partial",
+    "hydra.utils.get_method",
+    "mmexpert.config.instantiate",
+    "mmexpert.losses.clip.torch.load",
+]
 
 
 def composed(*overrides: str):
@@ -25,13 +39,15 @@ def composed(*overrides: str):
 def test_a_foreign_target_is_refused_wherever_it_stands(target, place):
     hostile = {"_target_": target}
     good = {"_target_": "mmexpert.losses.clip.ClipLoss", "temperature": 0.07}
-    node = {"top": hostile, "nested": good | {"form": hostile}, "list": good | {"form": [hostile]}, "args": good | {"_args_": [hostile]}}[place]
+    node = {"top": hostile, "nested": good | {"form": hostile}, "list": good | {"form": [hostile]}, "args": good | {"_args_": [hostile]}}[
+        place
+    ]
     with pytest.raises(ConfigError, match="is refused"):
         instantiate(node, "loss")
 
 
 def test_a_part_of_another_group_is_refused():
-    with pytest.raises(ConfigError, match="must be a class below mmexpert.encoders"):
+    with pytest.raises(ConfigError, match="must name a class below mmexpert.encoders"):
         instantiate({"_target_": "mmexpert.losses.clip.ClipLoss"}, "encoder")
 
 
@@ -86,4 +102,4 @@ def test_every_leaf_yaml_names_its_class_first_and_stays_short():
             continue
         first = next(line for line in lines if not line.startswith("#"))
         assert first.startswith(("_target_:", "defaults:")), path
-        assert len(lines) <= 20, f"{path}: {len(lines)} lines"
+        assert len(lines) <= (30 if path.parent.name == "dataset" else 20), f"{path}: {len(lines)} lines"

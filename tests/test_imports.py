@@ -6,7 +6,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FLOORS = {"types": 1, "encoders": 2, "similarity": 2, "losses": 2, "metrics": 2, "data": 2, "simulate": 2, "models": 3, "evaluators": 3, "engine": 4}
+FLOORS = {
+    "types": 1,
+    "encoders": 2,
+    "similarity": 2,
+    "losses": 2,
+    "metrics": 2,
+    "data": 2,
+    "simulate": 2,
+    "models": 3,
+    "evaluators": 3,
+    "engine": 4,
+}
 FILES = sorted((ROOT / "mmexpert").rglob("*.py"))
 
 

@@ -11,13 +11,36 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = """config.yaml config.json environment.json log.txt history.json metrics.json training_results.json status.json metrics.jsonl
-train_metrics.csv validation_metrics.csv history.csv folds_info.json predictions.csv report.html checkpoints/last checkpoints/best
-model/model.safetensors model/config.json model/tokenizer/tokenizer.json plots/training_curves.png plots/model_metrics.png""".split()
+FILES = [
+    "config.yaml",
+    "config.json",
+    "environment.json",
+    "log.txt",
+    "history.json",
+    "metrics.json",
+    "training_results.json",
+    "status.json",
+    "metrics.jsonl",
+    "train_metrics.csv",
+    "validation_metrics.csv",
+    "history.csv",
+    "folds_info.json",
+    "predictions.csv",
+    "report.html",
+    "checkpoints/last",
+    "checkpoints/best",
+    "model/model.safetensors",
+    "model/config.json",
+    "model/tokenizer/tokenizer.json",
+    "plots/training_curves.png",
+    "plots/model_metrics.png",
+]
 
 
 def environment(**extra: str) -> dict[str, str]:
-    clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
+    clean = {
+        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    }
     return clean | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | extra
 
 
@@ -72,7 +95,12 @@ def test_a_term_signal_saves_within_a_step_and_the_same_command_ends_as_if_never
     command = [*tiny, "trainer.epochs=4", "trainer.log_every=1", "name=stop"]
     assert train(whole, *command).returncode == 0
     process = subprocess.Popen(
-        [sys.executable, "-m", "mmexpert.train", *command], cwd=stopped, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-m", "mmexpert.train", *command],
+        cwd=stopped,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     for line in process.stdout:
         if "step 6:" in line:

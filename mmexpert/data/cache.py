@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mmexpert.types import StorageError
 
@@ -31,7 +31,7 @@ def cached_folder(folder: Path, make: Callable[[Path], None]) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with open(folder.parent / f"{folder.name}.lock", "w") as lock:
-            fcntl.lockf(lock, fcntl.LOCK_EX)
+            _take(lock, folder)
             fault = damage(folder) if folder.exists() else "absent"
             if fault and folder.exists():
                 log.warning("%s: %s; it is made again", folder, fault)
@@ -43,11 +43,20 @@ def cached_folder(folder: Path, make: Callable[[Path], None]) -> Path:
     return folder
 
 
+def _take(lock: TextIO, folder: Path) -> None:
+    """Waits for the lock, and says so. lockf: the kernel frees it at death, and forked workers that outlive their owner do not keep it."""
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.info("waiting for another process that makes %s", folder)
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+
+
 def damage(folder: Path) -> str:
     """What is wrong with a cache folder, by file name; empty where every file is as it was written."""
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        files = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         return f"{MANIFEST} can not be read ({error})"
     for name, digest in files.items():
         path = folder / Path(name).name
@@ -65,14 +74,21 @@ def file_digest(path: Path) -> str:
 
 def _fill(folder: Path, make: Callable[[Path], None]) -> None:
     for old in folder.parent.glob(f"{folder.name}.tmp-*"):
-        shutil.rmtree(old)  # of a killed maker: we hold the lock
+        shutil.rmtree(old, ignore_errors=True)  # of a killed maker: we hold the lock; a worker that outlives it may still write there
     temporary = folder.parent / f"{folder.name}.tmp-{os.getpid()}"
     temporary.mkdir()
     make(temporary)
     files = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
     (temporary / MANIFEST).write_text(json.dumps(files, indent=1), encoding="utf-8")
     for path in [*temporary.iterdir(), temporary]:
-        handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
+        _sync(path)
     os.rename(temporary, folder)
+    _sync(folder.parent)  # the rename itself is on the disk
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

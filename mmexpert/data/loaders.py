@@ -13,7 +13,6 @@ from mmexpert.data.sampling import Plan, blocked_order, epoch_order, evaluation_
 from mmexpert.data.workers import BatchSource, Stream, WorkerSettings
 from mmexpert.types import Batch
 
-__all__ = ["Loaders", "PlanSettings", "WorkerSettings"]
 log = logging.getLogger(__name__)
 
 

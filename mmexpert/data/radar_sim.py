@@ -1,9 +1,12 @@
 """Simulated radar clips with captions: the embedded default. Motions and radar come as objects, so that data/ knows no simulator."""
 
 import json
+import logging
 import multiprocessing
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,14 @@ from mmexpert.data.cache import cached_folder, content_name
 from mmexpert.data.radar_base import RadarDataset
 from mmexpert.data.records import Record
 from mmexpert.data.sampling import epoch_order
-from mmexpert.types import ConfigError
+from mmexpert.types import ConfigError, ProcessError
 
+log = logging.getLogger(__name__)
 SPLITS = ("train", "valid", "test")
 _SHARD = 100
 _DEEPEST_DB = -80.0  # what the stored codes reach down to; 255 codes above it
-_FORMAT = 1
+_TINY = 1e-12  # keeps the logarithm of an exact zero finite
+_FORMAT = 1  # part of the cache's name; raised by whoever changes what is stored
 
 
 @dataclass(kw_only=True, eq=False)
@@ -26,7 +31,8 @@ class RadarSim(RadarDataset):
     """Clip i of split s depends on SeedSequence([seed, s, i]) alone: the same for any number of workers and any order.
 
     twins: share of clips that come in pairs differing in one attribute, 0..1. shuffle_captions: the control experiment, training
-    captions handed round among the clips.
+    captions handed round among the clips. captions=all: a training item is a (clip, caption) pair, its record is the clip's with #k
+    after the id. workers: auto, or processes that simulate. All codes stay in memory, 115 kB a clip; forked loader workers share them.
     """
 
     train: int
@@ -43,6 +49,8 @@ class RadarSim(RadarDataset):
         self.counts = {"train": self.train, "valid": self.valid, "test": self.test}
         if min(self.counts.values()) < 0 or not 0 <= self.twins <= 1:
             raise ConfigError(f"dataset: counts {self.counts} are 0 or more, twins={self.twins} is a share, 0..1")
+        if self.workers != "auto" and (not isinstance(self.workers, int) or self.workers < 1):
+            raise ConfigError(f"dataset.workers={self.workers}: auto, or how many processes simulate, 1 or more")
         self.hard_kinds = tuple(self.motion.hard_kinds)
         identity = {
             "format": _FORMAT,
@@ -96,40 +104,42 @@ class RadarSim(RadarDataset):
     def _generate(self, folder: Path) -> None:
         """Writes shards of 100 clips and records.jsonl."""
         jobs = [(split, first) for split, n in self.counts.items() for first in range(0, n, _SHARD)]
-        workers = min(os.cpu_count() or 1, len(jobs)) if self.workers == "auto" else int(self.workers)
-        rows: list[dict[str, Any]] = []
-        if workers > 1:
-            with multiprocessing.get_context("fork").Pool(workers, _one_thread) as pool:
-                made = pool.imap(self._shard, [(folder, *job) for job in jobs])
-                rows = [row for part in made for row in part]
+        count = min(len(os.sched_getaffinity(0)) if self.workers == "auto" else self.workers, len(jobs))
+        log.info("simulating %d clips in %d process%s, once: %s", sum(self.counts.values()), count, "es"[: 2 * (count > 1)], folder.parent)
+        if count > 1:
+            in_processes([partial(self._shards, folder, jobs[k::count]) for k in range(count)])
         else:
-            rows = [row for job in jobs for row in self._shard((folder, *job))]
-        text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-        (folder / "records.jsonl").write_text(text, encoding="utf-8")
+            self._shards(folder, jobs)
+        parts = [folder / f"{_shard_name(*job)}.jsonl" for job in jobs]
+        (folder / "records.jsonl").write_bytes(b"".join(part.read_bytes() for part in parts))
+        for part in parts:
+            part.unlink()
 
-    def _shard(self, job: tuple[Path, str, int]) -> list[dict[str, Any]]:
-        folder, split, first = job
-        arrays, rows = {}, []
-        for i in range(first, min(first + _SHARD, self.counts[split])):
-            name, motion, rng = self._clip_of(split, i)
-            views = self.radar.joint_views(motion.joints, motion.fps, rng)
-            for view, x in views.items():
-                decibel = 20 * np.log10(np.maximum(x / x.max(), 1e-12))
-                arrays[f"{name}/{view}"] = np.rint(np.clip(1 - decibel / _DEEPEST_DB, 0, 1) * 255).astype(np.uint8)
-            rows.append(
-                {
-                    "id": name,
-                    "split": split,
-                    "frames": views["range_time"].shape[1],
-                    "peaks": {view: float(x.max()) for view, x in views.items()},
-                    "captions": motion.captions,
-                    "hard_captions": motion.hard_captions,
-                    "key": motion.text_key,
-                    "parameters": motion.parameters,
-                }
-            )
-        np.savez_compressed(folder / f"{split}-{first // _SHARD:04d}.npz", **arrays)
-        return rows
+    def _shards(self, folder: Path, jobs: list[tuple[str, int]]) -> None:
+        for split, first in jobs:
+            arrays, rows = {}, []
+            for i in range(first, min(first + _SHARD, self.counts[split])):
+                codes, row = self._simulated(split, i)
+                arrays |= {f"{row['id']}/{view}": x for view, x in codes.items()}
+                rows.append(json.dumps(row, sort_keys=True) + "\n")
+            np.savez_compressed(folder / f"{_shard_name(split, first)}.npz", **arrays)
+            (folder / f"{_shard_name(split, first)}.jsonl").write_text("".join(rows), encoding="utf-8")
+
+    def _simulated(self, split: str, i: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Codes [F, T] of clip i's views, and its line of records.jsonl."""
+        name, motion, rng = self._clip_of(split, i)
+        views = self.radar.joint_views(motion.joints, motion.fps, rng)
+        row = {
+            "id": name,
+            "split": split,
+            "frames": views["range_time"].shape[1],
+            "peaks": {view: float(x.max()) for view, x in views.items()},
+            "captions": motion.captions,
+            "hard_captions": motion.hard_captions,
+            "key": motion.text_key,
+            "parameters": motion.parameters,
+        }
+        return {view: _codes(x) for view, x in views.items()}, row
 
     def _clip_of(self, split: str, i: int) -> tuple[str, Any, np.random.Generator]:
         """Name, motion and generator of clip i; a pair of twins is drawn from its first clip's seed."""
@@ -142,8 +152,35 @@ class RadarSim(RadarDataset):
         return f"{split}-{i:05d}", self.motion(rng), rng
 
 
-def _one_thread() -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
+def in_processes(tasks: Sequence[Callable[[], None]]) -> None:
+    """Each task in a forked process of its own. No Pool: it waits for ever where one of its processes is killed.
+
+    Raises ProcessError where a task fails; the others are ended then.
+    """
+    processes = [multiprocessing.get_context("fork").Process(target=task, daemon=True) for task in tasks]
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join()
+            if process.exitcode:
+                raise ProcessError(
+                    f"a process that simulates clips ended with code {process.exitcode} (-9: killed, did memory run out?); "
+                    "dataset.workers=1 shows the error"
+                )
+    finally:
+        for process in processes:
+            process.terminate()  # does nothing to one that has ended
+
+
+def _shard_name(split: str, first: int) -> str:
+    return f"{split}-{first // _SHARD:04d}"
+
+
+def _codes(x: np.ndarray) -> np.ndarray:
+    """Amplitudes -> uint8: 255 at the maximum, 0 at -80 dB and below."""
+    decibel = 20 * np.log10(np.maximum(x / max(float(x.max()), _TINY), _TINY))
+    return np.rint(np.clip(1 - decibel / _DEEPEST_DB, 0, 1) * 255).astype(np.uint8)
 
 
 def _read_shards(folder: Path) -> dict[str, np.ndarray]:

@@ -62,7 +62,15 @@ class Plan:
     """
 
     def __init__(
-        self, order: Sequence[int], epoch: int, batch_size: int, accumulation: int, processes: int, rank: int, start_step: int, drop_last: bool
+        self,
+        order: Sequence[int],
+        epoch: int,
+        batch_size: int,
+        accumulation: int,
+        processes: int,
+        rank: int,
+        start_step: int,
+        drop_last: bool,
     ) -> None:
         self.order, self.epoch, self.start_step = order, epoch, start_step
         self.accumulation, self.processes, self.rank = accumulation, processes, rank

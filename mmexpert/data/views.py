@@ -14,6 +14,8 @@ from mmexpert.types import ConfigError, DataError
 
 VIEW_ROWS = {"range_time": 256, "doppler_time": 128, "azimuth_time": 128}
 _SHORT = {"range": "range_time", "doppler": "doppler_time", "azimuth": "azimuth_time"}
+_SHIFTS, _SHARES = ("range_shift", "azimuth_shift"), ("mirror", "time_mask", "row_mask")
+AUGMENTATION = ("gain_db", "time_shift", *_SHIFTS, *_SHARES)
 _TINY = 1e-12  # keeps the logarithm of an exact zero finite, far below any floor
 
 
@@ -102,12 +104,8 @@ class ViewTransform:
     time_shift (circular: true), time_mask (longest share of frames), row_mask (share of rows).
     """
 
-    KEYS = ("gain_db", "range_shift", "azimuth_shift", "mirror", "time_shift", "time_mask", "row_mask")
-
     def __init__(self, normalize: dict[str, Any], lengths: Lengths, augmentation: dict[str, float] | None) -> None:
-        unknown = set(augmentation or {}) - set(self.KEYS)
-        if unknown:
-            raise ConfigError(f"dataset.augmentation.{sorted(unknown)[0]}: there is no such key; there are {', '.join(self.KEYS)}")
+        check_augmentation(augmentation or {})
         if set(normalize) != {"kind", "floor_db", "reference"}:
             raise ConfigError(f"dataset.normalize needs exactly kind, floor_db and reference, it has {sorted(normalize)}")
         self.normalize, self.lengths, self.augmentation = normalize, lengths, augmentation or {}
@@ -132,6 +130,19 @@ class ViewTransform:
         return normalize_view(x, self.normalize["kind"], self.normalize["floor_db"], reference)
 
 
+def check_augmentation(keys: dict[str, float]) -> None:
+    """Raises ConfigError for an unknown key or a value out of its range."""
+    for key, value in keys.items():
+        if key not in AUGMENTATION:
+            raise ConfigError(f"dataset.augmentation.{key}: there is no such key; there are {', '.join(AUGMENTATION)}")
+        if key in _SHIFTS and (value != int(value) or not 0 <= value < 128):
+            raise ConfigError(f"dataset.augmentation.{key}={value}: whole rows, 0..127")
+        if key in _SHARES and not 0 <= value <= 1:
+            raise ConfigError(f"dataset.augmentation.{key}={value}: a share or probability, 0..1")
+        if key == "gain_db" and value < 0:
+            raise ConfigError(f"dataset.augmentation.gain_db={value}: dB up and down, 0 or more")
+
+
 def augment(
     views: dict[str, np.ndarray], keys: dict[str, float], rng: np.random.Generator
 ) -> tuple[dict[str, np.ndarray], bool]:
@@ -139,7 +150,8 @@ def augment(
     views = dict(views)
     for view, key in (("range_time", "range_shift"), ("azimuth_time", "azimuth_shift")):
         if keys.get(key):
-            shift = int(rng.integers(-keys[key], keys[key] + 1))
+            most = int(keys[key])
+            shift = int(rng.integers(-most, most + 1))
             if view in views:
                 views[view] = shift_rows(views[view], shift)
     mirrored = bool(keys.get("mirror")) and rng.random() < keys["mirror"]

@@ -67,7 +67,7 @@ class AttentionPool(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.seed = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.seed = nn.Parameter(torch.randn(1, 1, width))
         self.attention = Attention(width, heads, 0.0)
 
     def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
@@ -78,14 +78,16 @@ class AttentionPool(nn.Module):
 class Trunk(nn.Module):
     """Transformer over time tokens, then pooling.
 
-    dim: D. layers: 0 or more. context_length: most tokens. pooling: attention (learned query) | eot (a learned token with a position
+    dim: D. layers: 0 or more (eot: 1 or more). context_length: most tokens. pooling: attention (learned query) | eot (a learned token with a position
     of its own, at the end of the real tokens' attention) | mean.
     """
 
     def __init__(self, dim: int, layers: int, heads: int, dropout: float, context_length: int, pooling: str) -> None:
         super().__init__()
         if pooling not in ("attention", "eot", "mean"):
-            raise ConfigError(f"trunk.pooling={pooling}: choose attention, eot or mean")
+            raise ConfigError(f"encoder.radar.trunk.pooling={pooling}: choose attention, eot or mean")
+        if pooling == "eot" and layers < 1:
+            raise ConfigError(f"encoder.radar.trunk.layers={layers}: pooling=eot needs 1 or more, or its token sees no other")
         self.context_length, self.pooling = context_length, pooling
         self.positions = nn.Parameter(torch.randn(1, context_length, dim) * 0.3)  # beside normalised tokens 0.02 goes unseen
         self.blocks = nn.ModuleList(Block(dim, heads, dropout) for _ in range(layers))

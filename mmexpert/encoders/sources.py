@@ -41,7 +41,7 @@ def find_source(name: str, key: str, otherwise: str, files: Sequence[Sequence[st
     elif behind_proxy() or hub_answers():
         return name
     else:
-        why = f"there is no such folder, the hub cache has not all of the model's files, and {'%s:%d' % hub_address()} does not answer"
+        why = f"there is no such folder, the hub cache has not all of the model's files, and {hub_address()[0]} does not answer"
     raise SourceError(missing(name, key, otherwise, why))
 
 

@@ -150,7 +150,7 @@ def _backbone(name: str) -> nn.Module:
     source = find_source(name, "encoder.text.name", _INSTEAD, (CONFIG, WEIGHTS))
     config = _fetched(name, lambda: AutoConfig.from_pretrained(source, trust_remote_code=False))
     if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "hidden_size"):
-        raise ConfigError(f"encoder.text.name={name} is a {config.model_type} model: it must be one text encoder (BERT, RoBERTa, MPNet, ...)")
+        raise ConfigError(f"encoder.text.name={name} is a {config.model_type} model: choose a text encoder, such as BERT or MPNet")
     # fp32: transformers 5 would else keep weights stored in half precision so, and the optimizer with them
     return _fetched(name, lambda: AutoModel.from_pretrained(source, config=config, trust_remote_code=False, dtype=torch.float32))
 

@@ -23,7 +23,9 @@ def save_model(folder: Path, objective: nn.Module, config: dict[str, Any], token
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     parts = {"model": objective.model} | ({"similarity": objective.similarity} if objective.similarity is not None else {})
-    weights = {f"{name}.{key}": value.detach().contiguous().cpu() for name, part in parts.items() for key, value in part.state_dict().items()}
+    weights = {
+        f"{name}.{key}": value.detach().contiguous().cpu() for name, part in parts.items() for key, value in part.state_dict().items()
+    }
     save_file(weights, temporary / "model.safetensors")
     if tokenizer is not None:
         tokenizer.save(temporary / "tokenizer")
@@ -53,7 +55,9 @@ def save_model(folder: Path, objective: nn.Module, config: dict[str, Any], token
 
 def model_card(config: dict[str, Any], metrics: dict[str, Any]) -> str:
     """README.md of a model folder: task, data, metrics; the licence is for the owner to fill in."""
-    rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items() if isinstance(value, float) and name.startswith("test/"))
+    rows = "\n".join(
+        f"| {name} | {value:.4g} |" for name, value in metrics.items() if isinstance(value, float) and name.startswith("test/")
+    )
     data = config["dataset"]["_target_"].rsplit(".", 1)[1]
     return f"""# {config["name"]}
 {config["model"]["query"]} against {config["model"]["target"]}, trained by mmexpert on {data}.

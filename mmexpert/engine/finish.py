@@ -13,8 +13,8 @@ from mmexpert.engine.console import result_table
 from mmexpert.engine.files import write_atomic
 from mmexpert.engine.plots import write_plots
 from mmexpert.engine.progress import Progress
-from mmexpert.engine.step_folder import load_weights, read_weights
 from mmexpert.engine.results import write_metrics, write_predictions, write_training_results
+from mmexpert.engine.step_folder import load_weights, read_weights
 from mmexpert.evaluators.base import Evaluation
 
 log = logging.getLogger(__name__)

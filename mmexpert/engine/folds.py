@@ -6,7 +6,6 @@ Splits are over groups (patients, sessions): rows of one group know each other.
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -120,7 +119,7 @@ def fold_seed(seed: int, fold: Fold, same_init: bool) -> int:
 def check_folds(folds: list[Fold], dataset: RecordDataset) -> None:
     """Parts are disjoint in ids and groups, none is empty that is needed, every class of the run is trained on. Raises DataError."""
     records = {record.id: record for record in dataset.records}
-    used = {records[sample].label for fold in folds for part in PARTS for sample in getattr(fold, part)}
+    used = {records[sample].label for fold in folds for part in (*PARTS, "external") for sample in getattr(fold, part)}
     for fold in folds:
         _check_parts(fold, records)
         if not fold.train or (fold.number and not fold.test):
@@ -161,8 +160,8 @@ def _single(records: list[Record], settings: CvSettings) -> Fold:
 
 def _cross(records: list[Record], dataset: RecordDataset, settings: CvSettings) -> list[Fold]:
     """Own train and valid parts are put together; an own test part stays outside all folds."""
-    external = _ids(record for record in records if record.split == "test")
-    rows = _without_small_classes([record for record in records if record.split != "test"], dataset, settings)
+    kept = _without_small_classes(records, dataset, settings)
+    external, rows = _ids(record for record in kept if record.split == "test"), [record for record in kept if record.split != "test"]
     folds: list[Fold] = []
     for repeat in range(1, settings.n_repeats + 1):
         seed = settings.seed + repeat - 1
@@ -183,7 +182,7 @@ def _cross(records: list[Record], dataset: RecordDataset, settings: CvSettings) 
 def _without_small_classes(records: list[Record], dataset: RecordDataset, settings: CvSettings) -> list[Record]:
     if dataset.classes is None:
         return records
-    small = small_classes(records, dataset.classes.names, settings.n_splits)
+    small = small_classes([record for record in records if record.split != "test"], dataset.classes.names, settings.n_splits)
     if not small:
         return records
     if settings.small_classes == "error":

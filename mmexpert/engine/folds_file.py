@@ -57,9 +57,11 @@ def read_folds_info(path: Path) -> dict[str, Any]:
 
 
 def stored_folds(info: dict[str, Any]) -> list[Fold]:
-    """The folds of a parsed file."""
-    external = list(info["external"])
-    return [Fold(row["fold"], row["repeat"], *(list(row[part]) for part in PARTS), external) for row in info["folds"]]
+    """The folds of a parsed file. Raises RunFolderError where a key is missing."""
+    try:
+        return [Fold(row["fold"], row["repeat"], *(list(row[part]) for part in PARTS), list(info["external"])) for row in info["folds"]]
+    except (KeyError, TypeError) as error:
+        raise RunFolderError(f"{FILE} is damaged ({error!r}): resume=never starts afresh and keeps this folder") from error
 
 
 def rows_fingerprint(records: Sequence[Record]) -> str:
@@ -119,7 +121,7 @@ def _create(path: Path, content: str) -> None:
         except OSError as error:
             if error.errno not in _LINKS_REFUSED:
                 raise
-            os.rename(temporary, path)
+            os.rename(temporary, path)  # two at once write the same bytes: folds depend on the rows and settings alone
         fsync_path(path.parent)
     except OSError as error:
         raise StorageError(f"{path}: not written ({error.strerror}); free space or check the folder's rights") from error

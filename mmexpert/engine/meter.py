@@ -66,7 +66,11 @@ class Meter:
     def _times(self) -> dict[str, float]:
         now = time.monotonic()
         spent, steps = now - self.row_start, max(1, self.steps)
-        row = {"batch_time": spent / steps, "data_time": self.waited / steps, "samples_per_second": steps * self.batch_size / max(spent, 1e-9)}
+        row = {
+            "batch_time": spent / steps,
+            "data_time": self.waited / steps,
+            "samples_per_second": steps * self.batch_size / max(spent, 1e-9),
+        }
         if self.device.type == "cuda":
             row["gpu_memory"] = torch.cuda.max_memory_allocated(self.device) / 2**30
             torch.cuda.reset_peak_memory_stats(self.device)

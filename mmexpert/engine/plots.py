@@ -32,7 +32,9 @@ def training_curves(path: Path, history: list[dict[str, Any]], best_epoch: int, 
     panels[0].axhline(math.log(batch_size), color="grey", linestyle="--", linewidth=1, label=f"ln({batch_size}), chance")
     panels[0].set(title="Loss", ylabel="loss_total (nats)")
     _line(panels[1], epochs, history, "train/in_batch_recall_1", "train, in-batch recall@1", 100)
-    recalls = [key for key in history[-1] if key.startswith("valid/") and key.endswith("_R@1") and key.count("_to_") == 1 and "gallery" not in key]
+    recalls = [
+        key for key in history[-1] if key.startswith("valid/") and key.endswith("_R@1") and key.count("_to_") == 1 and "gallery" not in key
+    ]
     shown = {key: (key.removeprefix("valid/").replace("_", " "), 1) for key in recalls} | {
         "valid/acc": ("valid accuracy", 100),
         "valid/balanced_acc": ("valid balanced accuracy", 100),
@@ -75,7 +77,9 @@ def model_metrics(path: Path, tables: dict[str, Any], protocol: dict[str, Any], 
     panels[1].set(title=f"Cosine of pairs, gap {metrics.get('similarity_gap', _NAN):.3f}", xlabel="cosine", ylabel="share of pairs")
     for name, ranks in tables["ranks"].items():
         ordered = sorted(ranks)
-        panels[2].plot(ordered, [100 * (i + 1) / len(ordered) for i in range(len(ordered))], drawstyle="steps-post", label=name.replace("_", " "))
+        panels[2].plot(
+            ordered, [100 * (i + 1) / len(ordered) for i in range(len(ordered))], drawstyle="steps-post", label=name.replace("_", " ")
+        )
     panels[2].set(title="Queries found by rank", xlabel="rank (log)", ylabel="percent of queries", xscale="log")
     for name, counts in tables["n10"].items():
         share = metrics.get(f"{name}_hub_share", _NAN)

@@ -28,7 +28,9 @@ def write_report(folder: Path) -> None:
         blocks.append(f"<h2>Folds</h2><pre>{_text((folder / 'cv_summary.md').read_text(encoding='utf-8'))}</pre>")
     for picture in sorted((folder / "plots").glob("*.png")):
         data = base64.b64encode(picture.read_bytes()).decode()
-        blocks.append(f'<h2>{_text(picture.stem.replace("_", " "))}</h2><img alt="{_text(picture.stem)}" src="data:image/png;base64,{data}">')
+        blocks.append(
+            f'<h2>{_text(picture.stem.replace("_", " "))}</h2><img alt="{_text(picture.stem)}" src="data:image/png;base64,{data}">'
+        )
     metrics = _json(folder / "metrics.json")
     if metrics:
         rows = [(key, value) for key, value in metrics.items() if key != "protocol"]

@@ -55,7 +55,9 @@ def write_run_files(folder: Path, config: dict[str, Any], overrides: list[str], 
 
     clean = masked(config)
     write_atomic(folder / "config.yaml", yaml.safe_dump(clean, sort_keys=False, allow_unicode=True))
-    write_atomic(folder / "config.json", strict_json({"config": clean, "overrides": masked(overrides), "config_hash": config_hash}, indent=1))
+    write_atomic(
+        folder / "config.json", strict_json({"config": clean, "overrides": masked(overrides), "config_hash": config_hash}, indent=1)
+    )
     environment = {
         "command": mask_text(command(overrides, processes)),
         "versions": versions(),

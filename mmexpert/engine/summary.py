@@ -1,133 +1,180 @@
-"""The summary over folds: made from whatever folds are done, as often as one likes, always the same."""
+"""The summary over folds: made from whatever folds are done, as often as one likes, always the same bytes."""
 
-import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmexpert.engine.files import csv_text, strict_json, write_atomic
-from mmexpert.engine.status import read_status
-from mmexpert.metrics.classification import chance_lines, classification_metrics, confusion_counts, per_class_rows
-from mmexpert.metrics.statistics import corrected_interval, group_bootstrap
+from mmexpert.engine.files import strict_json, write_atomic
+from mmexpert.engine.folds_file import FILE, read_folds_info
+from mmexpert.engine.oof import FoldRows, bootstrap_intervals, oof_text, pooled_tables, read_rows
+from mmexpert.engine.status import Status, read_status
+from mmexpert.metrics.statistics import corrected_interval
 from mmexpert.types import RunFolderError
 
-_COUNTED = ("acc", "macro_f1")  # pooled over folds; probabilities of different models are on no common scale, so no map or auroc
+_ENVIRONMENT = ("versions", "platform", "devices", "processes")  # what may move a number; not the command, host or commit
 
 
 def aggregate(folder: Path) -> dict[str, Any]:
     """Writes cv_summary.json, cv_summary.md, oof_predictions.csv, and per_class.csv and confusion.csv where there are classes.
 
-    Raises RunFolderError for a folder without folds, or with folds of different configurations.
+    Raises RunFolderError for a folder without folds, with folds of different configurations or data, or with a damaged fold.
     """
-    if not (folder / "folds_info.json").exists():
-        raise RunFolderError(f"{folder} has no folds_info.json: it is no cross-validation")
-    info = json.loads((folder / "folds_info.json").read_text(encoding="utf-8"))
-    numbers = [fold["fold"] for fold in info["folds"]]
-    statuses = {number: read_status(folder / f"fold_{number}") for number in numbers}
-    done = [number for number, status in statuses.items() if status is not None and status.state == "done"]
-    hashes = {statuses[number].config_hash for number in done}
-    if len(hashes) > 1:
-        raise RunFolderError(f"{folder}: folds of {len(hashes)} configurations: {[(n, statuses[n].config_hash[:8]) for n in done]}")
-    metrics = {number: json.loads((folder / f"fold_{number}" / "metrics.json").read_text(encoding="utf-8")) for number in done}
-    predictions = {number: _read_csv(folder / f"fold_{number}" / "predictions.csv") for number in done}
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
-    ratio = _test_to_train(info, done)
+    folder = Path(folder)
+    info = read_folds_info(folder / FILE)
+    if info["method"] == "none":
+        raise RunFolderError(f"{folder} is a run without folds (cv=none); its figures are in metrics.json")
+    statuses = {fold["fold"]: read_status(folder / f"fold_{fold['fold']}") for fold in info["folds"]}
+    done = [fold for fold in info["folds"] if (status := statuses[fold["fold"]]) is not None and status.state == "done"]
+    _check_alike(folder, {fold["fold"]: statuses[fold["fold"]] for fold in done})
+    rows = [read_rows(folder, fold) for fold in done]
+    metrics = [_read_json(folder / f"fold_{fold['fold']}" / "metrics.json") for fold in done]
     names = list(info["dataset"]["classes"])
+    config = _read_json(folder / "config.json")["config"]
+    pooled, tables = pooled_tables(rows, names) if names else ({}, {})
+    entries = over_folds(metrics, rows, names)
+    headline, said = _headline(config, names, entries)
     summary: dict[str, Any] = {
         "format": 1,
-        "state": "done" if len(done) == len(numbers) else "partial",
-        "folds_done": done,
-        "folds_missing": [number for number in numbers if number not in done],
+        "state": "done" if len(done) == len(info["folds"]) else "partial",
+        "folds_done": [fold["fold"] for fold in done],
+        "folds_missing": [number for number in statuses if number not in [fold["fold"] for fold in done]],
         "selection": config["cv"]["selection"],
         "optimistic": config["cv"]["selection"] == "outer",
         "groups": info["dataset"]["groups"],
         "rows_fingerprint": info["dataset"]["rows_fingerprint"],
-        "headline": "test/balanced_acc" if names else config["trainer"]["monitor"],
-        "metrics": _over_folds(metrics, predictions, names, ratio),
-        "pooled": _pooled(folder, predictions, names),
-        "warnings": ["chosen on the reported folds: optimistic"] if config["cv"]["selection"] == "outer" else [],
-        "config": config,
+        "headline": headline,
+        "metrics": {key: entry for key, entry in entries.items() if not key.startswith("test/group_")},
+        "group_metrics": {key: entry for key, entry in entries.items() if key.startswith("test/group_")},
+        "pooled": pooled,
+        "external": {"rows": len(info["external"])},
+        "warnings": _warnings(info, config, statuses, entries) + said,
+        "config": config | {"cv": {key: value for key, value in config["cv"].items() if key != "fold"}},  # a job per fold: one summary
+        "environment": _environment(folder),
     }
-    write_atomic(folder / "cv_summary.json", strict_json(summary, indent=1))
-    write_atomic(folder / "cv_summary.md", summary_table(summary))
-    _write_oof(folder, predictions)
+    files = {"cv_summary.json": strict_json(summary, indent=1), "cv_summary.md": summary_table(summary)} | tables
+    for name, text in (files | ({"oof_predictions.csv": oof_text(rows)} if rows else {})).items():
+        write_atomic(folder / name, text)
     return summary
 
 
 def summary_table(summary: dict[str, Any]) -> str:
-    """Markdown: one line per metric, chance beside it, then the warnings."""
-    lines = [f"{len(summary['folds_done'])} folds, {summary['groups']} groups, selection {summary['selection']}, state {summary['state']}", ""]
-    lines += ["| metric | mean | sd | min | max | 95 % corrected | 95 % bootstrap | chance |", "|---|---|---|---|---|---|---|---|"]
-    for name, row in summary["metrics"].items():
-        cells = [f"{row[key]:.3f}" if row[key] is not None else "" for key in ("mean", "sd", "min", "max")]
-        cells += [f"{row[key][0]:.3f} .. {row[key][1]:.3f}" if row.get(key) else "" for key in ("ci95_corrected", "ci95_bootstrap")]
-        chance = row.get("chance")
-        lines.append(f"| {name} | " + " | ".join([*cells, f"{chance:.3f}" if chance is not None else ""]) + " |")
-    return "\n".join([*lines, "", *summary["warnings"]]) + "\n"
+    """Markdown: the headline, one line per metric with chance beside it, then the warnings."""
+    stamp = ", OPTIMISTIC" if summary["optimistic"] else ""
+    lines = [
+        f"{len(summary['folds_done'])} folds, {summary['groups']} groups, selection {summary['selection']}{stamp}, state {summary['state']}"
+    ]
+    entries = summary["metrics"] | summary["group_metrics"]
+    if summary["headline"] in entries:
+        entry = entries[summary["headline"]]
+        lines.append(
+            f"{summary['headline']}: {entry['mean']:.3f}{_interval(entry['ci95_corrected'], ', 95 % ')}, chance {_number(entry['chance'])}"
+        )
+    lines += [
+        "",
+        "| metric | mean | sd | min | max | n | 95 % corrected | 95 % bootstrap | chance |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, entry in entries.items():
+        cells = [_number(entry[key]) for key in ("mean", "sd", "min", "max")] + [str(entry["n"])]
+        cells += [_interval(entry["ci95_corrected"]), _interval(entry["ci95_bootstrap"]), _number(entry["chance"])]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", "Corrected: Nadeau and Bengio's t interval over folds. Bootstrap: over groups, without the variance of training."]
+    return "\n".join([*lines, *(f"WARNING: {warning}" for warning in summary["warnings"])]) + "\n"
 
 
-def _over_folds(
-    metrics: dict[int, dict[str, Any]], predictions: dict[int, list[dict[str, str]]], names: list[str], ratio: float
-) -> dict[str, Any]:
+def over_folds(metrics: Sequence[dict[str, Any]], rows: Sequence[FoldRows], names: Sequence[str]) -> dict[str, Any]:
+    """Per metric of the valid and test parts: value of each fold (None where it has none), mean, spread, intervals, chance."""
+    keys = list(dict.fromkeys(key for fold in metrics for key in fold if key.startswith(("test/", "valid/"))))
+    protocols = [fold.get("protocol", {}).get("test", {}) for fold in metrics]
+    ratio = float(np.mean([test / train for train, test in (fold.sizes for fold in rows)])) if rows else 0.0
+    drawn = bootstrap_intervals(rows, names, protocols[0].get("k", ())) if rows else {}
     found: dict[str, Any] = {}
-    keys = [key for key in next(iter(metrics.values()), {}) if key.startswith(("test/", "valid/"))]
     for key in keys:
-        values = [row[key] for row in metrics.values() if isinstance(row.get(key), (int, float))]
-        if len(values) != len(metrics):
+        values = [fold.get(key) if isinstance(fold.get(key), (int, float)) else None for fold in metrics]
+        known = [value for value in values if value is not None]
+        if not known:
             continue
-        chances = [row["protocol"].get("test", {}).get("chance", {}).get(key.removeprefix("test/")) for row in metrics.values()]
-        known = [value for value in chances if value is not None]
+        name = key.removeprefix("test/")
+        chances = [chance for protocol in protocols if (chance := protocol.get("chance", {}).get(name)) is not None]
         found[key] = {
             "folds": values,
-            "mean": float(np.mean(values)),
-            "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-            "median": float(np.median(values)),
-            "min": min(values),
-            "max": max(values),
-            "n": len(values),
-            "ci95_corrected": corrected_interval(values, ratio),
-            "chance": float(np.mean(known)) if known else None,
+            "mean": float(np.mean(known)),
+            "sd": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+            "median": float(np.median(known)),
+            "min": min(known),
+            "max": max(known),
+            "n": len(known),
+            "ci95_corrected": corrected_interval(known, ratio),
+            "ci95_bootstrap": drawn.get(name) if key.startswith("test/") else None,
+            "chance": float(np.mean(chances)) if chances and key.startswith("test/") else None,
         }
-    if names and "test/acc" in found:
-        found["test/acc"]["ci95_bootstrap"] = _accuracy_interval(list(predictions.values()), names)
     return found
 
 
-def _accuracy_interval(folds: list[list[dict[str, str]]], names: list[str]) -> tuple[float, float]:
-    hits = [np.array([row["predicted"] == row["label"] for row in rows], float) for rows in folds]
-    strata = [([row["group"] for row in rows], [names.index(row["label"]) for row in rows]) for rows in folds]
-    return group_bootstrap(strata, lambda number, rows: float(hits[number][rows].mean()), seed=0)
+def _check_alike(folder: Path, statuses: dict[int, Status]) -> None:
+    for what, values in (
+        ("configurations (config_hash)", {number: status.config_hash for number, status in statuses.items()}),
+        ("data (fingerprint)", {number: status.fingerprint or "" for number, status in statuses.items()}),
+    ):
+        if len(set(values.values())) > 1:
+            listed = ", ".join(f"fold {number}: {value[:12]}" for number, value in values.items())
+            raise RunFolderError(f"{folder} holds folds of different {what}, which have no common mean: {listed}. Run the odd ones again")
 
 
-def _pooled(folder: Path, predictions: dict[int, list[dict[str, str]]], names: list[str]) -> dict[str, Any]:
-    rows = [row for fold in predictions.values() for row in fold]
-    if not names or not rows:
-        return {}
-    labels = np.array([names.index(row["label"]) for row in rows])
-    probabilities = np.array([[float(row[f"p_{name}"]) for name in names] for row in rows])
-    counts = confusion_counts(probabilities.argmax(1), labels, len(names))
-    confusion = [{"truth": name, **dict(zip(names, line.tolist(), strict=True))} for name, line in zip(names, counts, strict=True)]
-    write_atomic(folder / "confusion.csv", csv_text(confusion))
-    write_atomic(folder / "per_class.csv", csv_text(per_class_rows(probabilities, labels, names)))
-    scores = classification_metrics(probabilities, labels)
-    return {name: scores[name] for name in _COUNTED} | {"confusion": counts.tolist(), "chance": chance_lines(labels, len(names))["acc"]}
+def _headline(config: dict[str, Any], names: Sequence[str], entries: dict[str, Any]) -> tuple[str, list[str]]:
+    """(key of the metric that stands for the run, warnings)."""
+    wanted = config["cv"]["headline"]
+    monitor = config["trainer"]["monitor"]
+    monitored = "test/" + str(monitor[0] if isinstance(monitor, list) else monitor).rsplit("/", 1)[-1]
+    usual = "test/balanced_acc" if names and (not entries or "test/balanced_acc" in entries) else monitored
+    if wanted is None:
+        return usual, []
+    key = wanted if "/" in wanted else f"test/{wanted}"
+    if entries and key not in entries:
+        return usual, [f"cv.headline={wanted} is no metric of this run, {usual} stands for it; there are {', '.join(entries)}"]
+    return key, []
 
 
-def _write_oof(folder: Path, predictions: dict[int, list[dict[str, str]]]) -> None:
-    rows = []
-    for fold, entries in predictions.items():
-        rows += [{"id": row["id"], "group": row["group"], "repeat": 0, "fold": fold, **row} for row in entries]
-    write_atomic(folder / "oof_predictions.csv", csv_text(sorted(rows, key=lambda row: row["id"])))
+def _warnings(info: dict[str, Any], config: dict[str, Any], statuses: dict[int, Status | None], entries: dict[str, Any]) -> list[str]:
+    said = []
+    if config["cv"]["selection"] == "outer":
+        said.append("optimistic: the checkpoints were chosen on the reported test parts (cv.selection=outer)")
+    open_folds = {
+        number: status.state if status else "not begun" for number, status in statuses.items() if status is None or status.state != "done"
+    }
+    if open_folds:
+        said.append("partial: " + ", ".join(f"fold {number} {state}" for number, state in open_folds.items()))
+    if info["left_out"]:
+        said.append(f"{len(info['left_out'])} rows of small classes are not in this run (cv.small_classes=skip); {FILE} lists them")
+    if info["external"]:
+        said.append(f"the data set's own test part ({len(info['external'])} rows) is outside all folds and is not scored here")
+    some = [key for key, entry in entries.items() if entry["n"] < len(entry["folds"])]
+    if some:
+        said.append(f"not known in every fold, so the mean is over fewer: {', '.join(some)}")
+    return said
 
 
-def _test_to_train(info: dict[str, Any], done: list[int]) -> float:
-    """Mean over folds of n_test / n_train, train without the inner valid part."""
-    ratios = [len(fold["test"]) / len(fold["train"]) for fold in info["folds"] if fold["fold"] in done]
-    return float(np.mean(ratios)) if ratios else 0.0
+def _environment(folder: Path) -> dict[str, Any]:
+    path = folder / "environment.json"
+    stored = _read_json(path) if path.exists() else {}
+    return {key: stored[key] for key in _ENVIRONMENT if key in stored}
 
 
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunFolderError(f"{path} can not be read ({error.strerror}): run the fold again, or remove its folder first") from error
+    except ValueError as error:
+        raise RunFolderError(f"{path} is damaged ({error}): remove its folder and run the fold again") from error
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _interval(bounds: Sequence[float] | None, before: str = "") -> str:
+    return "" if bounds is None else f"{before}{bounds[0]:.3f} .. {bounds[1]:.3f}"

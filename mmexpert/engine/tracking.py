@@ -37,7 +37,9 @@ class TrackerSettings:
 class Tracker:
     """metrics.jsonl, the CSV files and history.json of one fold; rank 0's alone. accelerator: with its trackers not yet started."""
 
-    def __init__(self, folder: Path, settings: TrackerSettings, accelerator: Accelerator | None, run_name: str, config: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, settings: TrackerSettings, accelerator: Accelerator | None, run_name: str, config: dict[str, Any]
+    ) -> None:
         self.folder, self.settings, self.accelerator = folder, settings, accelerator
         self.path = folder / "metrics.jsonl"
         self.working = settings.log_with is not None and accelerator is not None
@@ -61,7 +63,9 @@ class Tracker:
         write_atomic(self.folder / "history.csv", csv_text(history))
         rows = self._rows()
         write_atomic(self.folder / "train_metrics.csv", csv_text([row for row in rows if any(key.startswith("train/") for key in row)]))
-        write_atomic(self.folder / "validation_metrics.csv", csv_text([row for row in rows if any(key.startswith("valid/") for key in row)]))
+        write_atomic(
+            self.folder / "validation_metrics.csv", csv_text([row for row in rows if any(key.startswith("valid/") for key in row)])
+        )
 
     def truncate(self, step: int) -> None:
         """Cuts off lines of steps that a resume will take again."""
@@ -85,7 +89,13 @@ class Tracker:
         values = {name: value if isinstance(value, (int, float, bool)) else str(value) for name, value in flat(config).items()}
         offline = self.settings.mode == "offline"
         extra: dict[str, dict[str, Any]] = {
-            "wandb": {"name": run_name, "mode": self.settings.mode, "dir": str(self.folder), "group": self.settings.group, "tags": self.settings.tags},
+            "wandb": {
+                "name": run_name,
+                "mode": self.settings.mode,
+                "dir": str(self.folder),
+                "group": self.settings.group,
+                "tags": self.settings.tags,
+            },
             "swanlab": {"experiment_name": run_name, "mode": "offline" if offline else "cloud", "logdir": str(self.folder / "swanlab")},
             "comet": {"online": not offline},
             "mlflow": {"logging_dir": str(self.folder / "mlflow"), "run_name": run_name},

@@ -11,7 +11,8 @@ class DualEncoder(nn.Module):
     """query, target: roles, and names of their towers in encoders. projection_dim: width of both.
 
     head: class logits from query features, or None. class_prompts: tokenised class texts; with them a batch that holds text_index
-    (row of the prompt table) takes its target from the prompts, all encoded once.
+    (row of the prompt table) takes its target from the prompts, all encoded once. Raises ConfigError where a role has no tower or
+    widths differ.
     """
 
     def __init__(
@@ -24,12 +25,15 @@ class DualEncoder(nn.Module):
         class_prompts: ClassPrompts | None,
     ) -> None:
         super().__init__()
-        for role in (query, target):
+        for name, role in (("query", query), ("target", target)):
             if role not in encoders:
-                raise ConfigError(f"model: there is no tower for the role {role!r}; choose one: encoder/{role}=...; there are {sorted(encoders)}")
-        for role, encoder in encoders.items():
-            if encoder.dim != projection_dim:
-                raise ConfigError(f"encoder.{role}.dim={encoder.dim} differs from model.projection_dim={projection_dim}: both towers need one width")
+                there = ", ".join(sorted(encoders)) or "none"
+                raise ConfigError(f"model: no tower for the role {role!r}; towers: {there}. Choose encoder/{role}=..., or set model.{name}")
+        if any(encoder.dim != projection_dim for encoder in encoders.values()):
+            widths = ", ".join(f"encoder.{role}.dim={encoder.dim}" for role, encoder in encoders.items())
+            raise ConfigError(f"{widths}, model.projection_dim={projection_dim}: the widths differ, but both towers need one")
+        if head is not None and head.needs_class_texts and class_prompts is None:
+            raise ConfigError("model/head=text compares with class texts: it needs encoder/text and a dataset with classes")
         self.query, self.target = query, target
         self.encoders = nn.ModuleDict(encoders)
         self.head = head
@@ -42,14 +46,16 @@ class DualEncoder(nn.Module):
     def forward(self, batch: Batch) -> Pair:
         """Batch with both roles (or text_index in place of text) -> Pair; class logits where there is a head."""
         query = self.encode(self.query, _role(batch, self.query))
-        prompts = self.encode_prompts() if self.prompt_ids is not None and (self.head is not None or "text_index" in batch) else None
+        has_class_texts = self.head is not None and self.head.needs_class_texts
+        wanted = "text_index" in batch or has_class_texts
+        prompts = self.encode_prompts() if wanted and self.prompt_ids is not None else None
         if "text_index" in batch and prompts is not None:
             target = _rows(prompts, batch["text_index"])
         else:
             target = self.encode(self.target, _role(batch, self.target))
         logits = None
         if self.head is not None:
-            logits = self.head(query.features, None if prompts is None else self._class_texts(prompts))
+            logits = self.head(query.features, self._class_texts(prompts) if has_class_texts else None)
         return Pair(query, target, logits)
 
     def encode(self, role: str, inputs: dict[str, Tensor] | Tensor) -> Encoding:
@@ -63,7 +69,7 @@ class DualEncoder(nn.Module):
         return self.encode("text", {"input_ids": self.prompt_ids, "attention_mask": self.prompt_mask})
 
     def class_scores(self, query: Encoding) -> Tensor:
-        """Cosine [B, K] of query features with the class texts."""
+        """Cosine [B, K] of query features with the class texts, fp32. Raises KeyError where the model has none."""
         if self.prompt_ids is None:
             raise KeyError("the model has no class texts: this data set has no classes")
         with torch.autocast(query.features.device.type, enabled=False):
@@ -83,7 +89,7 @@ class DualEncoder(nn.Module):
 def _role(batch: Batch, role: str) -> dict[str, Tensor] | Tensor:
     if role not in batch:
         held = ", ".join(sorted(batch))
-        raise KeyError(f"batch has no {role!r}; it holds {held}. Choose another dataset, or set model.query and model.target to roles that it gives")
+        raise KeyError(f"batch has no {role!r}; it holds {held}: choose a dataset that gives it, or set model.query, model.target")
     return batch[role]
 
 

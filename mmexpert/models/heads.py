@@ -25,7 +25,10 @@ class ClassPrompts:
 
     @classmethod
     def of(cls, classes: ClassTable, tokenizer: Callable[[list[str]], dict[str, Tensor]]) -> ClassPrompts:
-        """Prompts of a class table."""
+        """Prompts of a class table. Raises ConfigError where a class has no text."""
+        silent = [name for name, texts in zip(classes.names, classes.texts, strict=True) if not texts]
+        if silent:
+            raise ConfigError(f"dataset.class_texts: class {silent[0]!r} has no text, expected one or more")
         texts = [text for texts in classes.texts for text in texts]
         owner = [k for k, texts in enumerate(classes.texts) for _ in texts]
         tokens = tokenizer(texts)
@@ -44,6 +47,8 @@ class TextHead(nn.Module):
 
     temperature: first scale = 1 / temperature; at most 100.
     """
+
+    needs_class_texts = True
 
     def __init__(self, temperature: float, classes: ClassTable) -> None:
         super().__init__()
@@ -70,14 +75,17 @@ class TextHead(nn.Module):
 class LinearHead(nn.Module):
     """A linear map of the query features. dim: D."""
 
+    needs_class_texts = False
+
     def __init__(self, dim: int, classes: ClassTable) -> None:
         super().__init__()
         self.classes = len(classes.names)
         self.linear = nn.Linear(dim, self.classes)
 
-    def forward(self, features: Tensor, class_texts: Tensor | None) -> Tensor:
-        """features [B, D] -> [B, K]."""
-        return self.linear(features.float())
+    def forward(self, features: Tensor, class_texts: None) -> Tensor:
+        """features [B, D] -> [B, K] fp32."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self.linear(features.float())
 
     def without_loss(self) -> None:
         """Called where no class term trains the head. Raises ConfigError: it would never learn."""

@@ -39,3 +39,19 @@ def test_a_clip_without_frames_and_a_text_without_tower_are_errors():
         Collate(tokens, 16, "batch", 496)([sample(0)])
     with pytest.raises(ConfigError, match="no text tower"):
         Collate(None, 16, "batch", 496)([sample(20)])
+
+
+def test_the_clip_without_frames_is_named_by_its_id():
+    with pytest.raises(DataError, match="sample 7: the clip has no frame"):
+        Collate(tokens, 16, "batch", 496)([sample(20), sample(0, id=7)])
+
+
+def test_samples_of_different_roles_are_an_error_that_names_the_roles():
+    with pytest.raises(KeyError, match="id, label, radar, text, another of its batch id, radar, text"):
+        Collate(tokens, 16, "batch", 496)([sample(20), sample(20, label=1)])
+
+
+def test_numbers_become_one_row_each_and_no_hard_caption_no_role():
+    batch = Collate(tokens, 16, "batch", 496)([sample(20, label=3, weight=np.float32(0.5), hard_text=[]), sample(20, label=-1, weight=np.float32(2), hard_text=[])])
+    assert batch["label"].dtype == torch.int64 and batch["label"].tolist() == [3, -1]
+    assert batch["weight"].dtype == torch.float32 and not {"hard_text", "hard_row", "hard_kind"} & set(batch)

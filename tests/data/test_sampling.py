@@ -68,7 +68,26 @@ def test_evaluation_sees_every_sample_and_gives_every_rank_as_much(processes):
 
 
 def test_blocks_stay_together_and_hash_order_does_not_follow_the_names():
-    order = blocked_order([[0, 1], [2, 3], [4, 5]], 0, 0)
+    order = blocked_order([[0, 1], [2, 3], [4, 5]], 0, 0, 2)
     assert sorted(order) == list(range(6)) and all(order.index(i + 1) == order.index(i) + 1 for i in (0, 2, 4))
     ids = [f"class_{k}/{i}" for k in range(3) for i in range(10)]
     assert sorted(hash_order(ids)) == list(range(30)) and hash_order(ids) != list(range(30))
+
+
+@pytest.mark.parametrize("share", [4, 6, 8])
+def test_pairs_and_single_clips_mixed_are_never_cut_by_a_micro_batch(share):
+    pairs, singles = [[i, i + 1] for i in range(0, 60, 2)], [[i] for i in range(60, 85)]
+    order = blocked_order(pairs + singles, 3, 1, share)
+    assert sorted(order) == list(range(85)) and order != blocked_order(pairs + singles, 3, 2, share)
+    assert all(order.index(a) // share == order.index(b) // share for a, b in pairs)
+
+
+def test_a_rest_smaller_than_the_processes_is_an_error_that_names_them():
+    with pytest.raises(ConfigError, match="training part of 3 samples .* = 2 x 2"):
+        plan(list(range(3)), drop_last=False, processes=2, accumulation=2)
+
+
+def test_evaluation_is_padded_by_repeats_from_the_start():
+    shares = [evaluation_draws([7, 8, 9, 4, 5], 2, 3, rank) for rank in range(3)]
+    assert [[draw[0] for batch in share for draw in batch] for share in shares] == [[7, 8], [9, 4], [5, 7]]
+    assert evaluation_draws([], 4, 2, 1) == []

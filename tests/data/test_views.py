@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmexpert.data.sampling import sample_rng
-from mmexpert.data.views import Lengths, ViewTransform, check_lengths, check_view, mirror_azimuth, normalize_view, view_names
+from mmexpert.data.views import Lengths, ViewTransform, augment, check_lengths, check_view, mirror_azimuth, normalize_view, shift_rows, view_names
 from mmexpert.types import ConfigError, DataError
 
 NORMAL = {"kind": "db", "floor_db": -60, "reference": "clip"}
@@ -87,3 +87,57 @@ def test_names_keys_and_lengths_are_checked():
         ViewTransform(NORMAL, Lengths(96, 16, 96), {"flip": 1})
     with pytest.raises(ConfigError, match="must be a multiple of dataset.unit_length"):
         Lengths(100, 16, 96)
+
+
+@pytest.mark.parametrize("key, value", [
+    ("range_shift", 2.5), ("azimuth_shift", 128), ("range_shift", -1), ("mirror", 1.5), ("row_mask", -0.1), ("time_mask", 2), ("gain_db", -3),
+])  # fmt: skip
+def test_an_augmentation_out_of_its_range_is_an_error_that_names_the_key(key, value):
+    with pytest.raises(ConfigError, match=f"dataset.augmentation.{key}={value}"):
+        ViewTransform(NORMAL, Lengths(96, 16, 96), {key: value})
+
+
+def test_a_shift_moves_rows_and_lets_zeros_in():
+    x = np.arange(1.0, 6.0)[:, None]
+    assert shift_rows(x, 2)[:, 0].tolist() == [0, 0, 1, 2, 3]
+    assert shift_rows(x, -1)[:, 0].tolist() == [2, 3, 4, 5, 0]
+    assert shift_rows(x, 0)[:, 0].tolist() == [1, 2, 3, 4, 5]
+
+
+def test_range_and_azimuth_are_shifted_on_their_own_and_doppler_never():
+    found = set()
+    for epoch in range(40):
+        out, _ = augment(clip(), {"range_shift": 2, "azimuth_shift": 1}, sample_rng(0, epoch, "a", 0))
+        moved = {view: next(k for k in range(-2, 3) if np.array_equal(shift_rows(x, k), out[view])) for view, x in clip().items()}
+        assert moved["doppler_time"] == 0 and abs(moved["azimuth_time"]) <= 1
+        found.add((moved["range_time"], moved["azimuth_time"]))
+    assert {r for r, _ in found} == {-2, -1, 0, 1, 2} and {a for _, a in found} == {-1, 0, 1}
+
+
+def test_a_time_mask_silences_the_same_frames_of_all_views_and_a_time_shift_turns_them_alike():
+    for epoch in range(10):
+        masked, _ = augment(clip(), {"time_mask": 0.5}, sample_rng(0, epoch, "a", 0))
+        silent = {tuple(np.flatnonzero(~x.any(0))) for x in masked.values()}
+        assert len(silent) == 1 and len(next(iter(silent))) <= 100
+        turned, _ = augment(clip(), {"time_shift": True}, sample_rng(0, epoch, "a", 0))
+        shifts = {view: next(k for k in range(200) if np.array_equal(np.roll(x, k, 1), turned[view])) for view, x in clip().items()}
+        assert len(set(shifts.values())) == 1
+
+
+def test_the_gain_is_applied_before_the_floor_and_within_its_bounds():
+    views = {"doppler_time": np.full((128, 100), 0.1, np.float32)}
+    views["doppler_time"][0] = 1.0
+    transform = ViewTransform(NORMAL, Lengths(96, 16, 96), {"gain_db": 3})
+    levels = [transform(views, sample_rng(0, epoch, "a", 0))[0]["doppler_time"][5, 0] * 60 - 60 for epoch in range(50)]
+    assert min(levels) < -21 and max(levels) > -19 and all(-23 <= level <= -17 for level in levels)
+    views["doppler_time"][1] = 1e-9
+    assert all(transform(views, sample_rng(0, epoch, "a", 0))[0]["doppler_time"][1, 0] == 0 for epoch in range(5))
+
+
+def test_mirrors_come_as_often_as_asked_and_are_reported():
+    told = []
+    for epoch in range(200):
+        out, mirrored = augment(clip(20), {"mirror": 0.5}, sample_rng(0, epoch, "a", 0))
+        assert np.array_equal(out["azimuth_time"], mirror_azimuth(clip(20)["azimuth_time"]) if mirrored else clip(20)["azimuth_time"])
+        told.append(mirrored)
+    assert 70 < sum(told) < 130

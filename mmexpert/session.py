@@ -1,0 +1,122 @@
+"""What a fold is made of before its loop begins: run objects, start line, first weights."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from mmexpert import build
+from mmexpert.config import instantiate
+from mmexpert.data.records import RecordDataset
+from mmexpert.engine.checkpoint import Checkpoints, KeepSettings
+from mmexpert.engine.console import Console
+from mmexpert.engine.folds import CvSettings
+from mmexpert.engine.loop import FitSettings
+from mmexpert.engine.meter import Meter
+from mmexpert.engine.progress import Choice
+from mmexpert.engine.results import versions, write_data_report
+from mmexpert.engine.runtime import Ranks, Run
+from mmexpert.engine.tracking import Tracker
+from mmexpert.engine.watch import Watch, WatchSettings
+from mmexpert.types import RunFolderError
+
+log = logging.getLogger(__name__)
+Config = dict[str, Any]
+
+
+@dataclass
+class Session:
+    """One call of the command: its config, folder, data set and folds."""
+
+    cfg: Config
+    folder: Path
+    overrides: list[str]
+    trust: Sequence[str]
+    dataset: RecordDataset
+    cv: CvSettings
+    hash: str
+    fingerprint: str
+
+
+def open_run(session: Session, folder: Path, prefix: str, accelerator: Any, loaders: Any, objective: Any) -> tuple[Run, FitSettings]:
+    """What the loop needs beside model and data."""
+    cfg, trainer, ranks = session.cfg, session.cfg["trainer"], Ranks(accelerator)
+    total, epochs = build.run_length(cfg, loaders.steps_per_epoch)
+    monitors = trainer["monitor"] if isinstance(trainer["monitor"], list) else [trainer["monitor"]]
+    early = trainer["early_stopping"]
+    choice = Choice(trainer["mode"], trainer["save_top_k"], early["monitor"], early["patience"], early["min_delta"])
+    identity = {
+        "config_hash": session.hash,
+        "fingerprint": session.fingerprint,
+        "seed": cfg["seed"],
+        "batch_size": trainer["batch_size"],
+        "accumulation": trainer["accumulation"],
+        "versions": versions(),
+    }
+    keep = KeepSettings(trainer["keep_last"], trainer["save_every_minutes"], trainer["save_every_steps"])
+    checkpoints = Checkpoints(folder / "checkpoints", identity, keep, choice, ranks, cfg["allow_world_change"])
+    name = f"{cfg['name']}/{folder.relative_to(session.folder.parent)}"
+    settings = instantiate(cfg["tracker"], "tracker")
+    tracker = Tracker(folder, settings, accelerator if ranks.rank == 0 else None, name, cfg)
+    console = Console(prefix, loaders.steps_per_epoch, ["acc", "map", "RSum", f"{objective.model.query}_to_{objective.model.target}_R@1"])
+    meter = Meter(tracker, console, ranks, accelerator.device, trainer["log_every"], trainer["batch_size"])
+    poll = trainer["poll_every"] or (10 if accelerator.device.type == "cuda" else 1)
+    watch = Watch(accelerator, WatchSettings(trainer["nonfinite"], trainer["nonfinite_budget"], poll), checkpoints.minutes_due)
+    has_valid = bool(loaders.parts["valid"])
+    limit = trainer["max_grad_norm"] if trainer["max_grad_norm"] is not None else float("inf")
+    fit_settings = FitSettings(total, epochs, trainer["val_every"] if has_valid else 0, limit, tuple(monitors) if has_valid else ())
+    return Run(accelerator, checkpoints, tracker, watch, meter), fit_settings
+
+
+def start_line(
+    session: Session, ranks: Ranks, accelerator: Any, objective: Any, parts: dict[str, list[int]], tokenizer: Any, texts: list[str]
+) -> None:
+    """Says what runs, and what of the data is cut or left out."""
+    trainer = session.cfg["trainer"]
+    micro = trainer["batch_size"] // (ranks.processes * trainer["accumulation"])
+    parameters = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    log.info(
+        "%s/%s | %d process%s, %s, %s | batch %d = %d x %d x %d accumulation | %s | %.1f M parameters",
+        session.cfg["name"], session.folder.name, ranks.processes, "es"[: 2 * (ranks.processes > 1)], accelerator.device.type, accelerator.mixed_precision,
+        trainer["batch_size"], ranks.processes, micro, trainer["accumulation"],
+        ", ".join(f"{len(rows)} {part}" for part, rows in parts.items()), parameters / 1e6,
+    )  # fmt: skip
+    if trainer["accumulation"] > 1:
+        log.info("accumulation adds no negatives: each micro-batch of %d is a contrastive batch of its own", micro)
+    truncated = tokenizer.too_long(texts) if tokenizer is not None else 0
+    if truncated:
+        log.warning(
+            "%d of %d captions are longer than encoder.text.max_length=%d and are truncated", truncated, len(texts), tokenizer.max_length
+        )
+    dataset = session.dataset
+    report = {
+        "dataset": dataset.name,
+        "fingerprint": session.fingerprint,
+        "records": len(dataset.records) + len(dataset.exclusions.dropped),
+        "used": {part: len(rows) for part, rows in parts.items()},
+        "excluded": len(dataset.exclusions.dropped),
+        "truncated_captions": truncated,
+        "warnings": dataset.exclusions.warnings,
+    }
+    write_data_report(session.folder, report, dataset.exclusions.dropped)
+
+
+def load_initial(objective: Any, source: Path, strict: bool) -> None:
+    """Weights by name from a run, checkpoint or model folder. Raises RunFolderError for names that one side lacks, unless not strict."""
+    candidates = [
+        source / "model.safetensors",
+        source / "checkpoints" / "best" / "model.safetensors",
+        source / "model" / "model.safetensors",
+    ]
+    path = next((path for path in candidates if path.exists()), None)
+    if path is None:
+        raise RunFolderError(f"init_from={source}: no model.safetensors there, in checkpoints/best or in model/")
+    missing, unexpected = objective.load_state_dict(load_file(path), strict=False)
+    if missing or unexpected:
+        message = f"init_from={source}: missing {missing[:5]} ({len(missing)}), unexpected {unexpected[:5]} ({len(unexpected)})"
+        if strict:
+            raise RunFolderError(f"{message}; init_strict=false takes what fits")
+        log.warning("%s", message)
