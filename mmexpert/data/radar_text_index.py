@@ -112,7 +112,7 @@ def _entry(path: Path, split: str, name: str, fields: Any, root: Path) -> Entry:
     captions = fields["captions"] if isinstance(fields["captions"], list) else [fields["captions"]]
     if not captions or any(not isinstance(caption, str) or not caption.strip() for caption in captions):
         raise fault("empty_caption", "a caption is empty or no string; write one, or take the record out")
-    filefolder = fields["filefolder"].replace("\\", "/").rstrip("/")  # written on Windows, or to climb out unseen: paths.inside looks at both
+    filefolder = fields["filefolder"].replace("\\", "/").rstrip("/")  # of Windows, or to climb out unseen
     index = plain(str(fields["fileindex"]), name, path)
     return Entry(
         id=f"{filefolder}/{index}",
