@@ -1,4 +1,4 @@
-"""Configuration: where the YAML lies, the schema of the run-level keys, and the one guarded instantiate.
+"""Configuration: where the YAML lies, the check against the schema, and the one guarded instantiate.
 
 Imports Hydra and the standard library only: `--help` must not wait for torch.
 """
@@ -9,13 +9,14 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mmexpert.schema import RunKeys, TrainerKeys
 from mmexpert.types import ConfigError
 
 _BESIDE = Path(__file__).resolve().parent / "conf"
@@ -44,84 +45,50 @@ EXACT = (
     }
     | {
         f"sklearn.model_selection.{name}"
-        for name in ["KFold", "StratifiedKFold", "GroupKFold", "StratifiedGroupKFold", "RepeatedKFold", "RepeatedStratifiedKFold", "ShuffleSplit", "StratifiedShuffleSplit", "GroupShuffleSplit", "LeaveOneGroupOut", "PredefinedSplit"]
+        for name in [
+            "KFold",
+            "StratifiedKFold",
+            "GroupKFold",
+            "StratifiedGroupKFold",
+            "RepeatedKFold",
+            "RepeatedStratifiedKFold",
+            "ShuffleSplit",
+            "StratifiedShuffleSplit",
+            "GroupShuffleSplit",
+            "LeaveOneGroupOut",
+            "PredefinedSplit",
+        ]
     }
 )
 """Classes of other libraries that may be named, each checked not to run code of its caller's."""
 
-NOT_HASHED = ["resume", "trust", "dry_run", "name", "experiment", "sweep", "tracker", "cv.fold", "cv.workers", "cv.lock", "expect_processes", "data_check", "trainer.device", "trainer.num_workers", "trainer.prefetch_factor", "trainer.pin_memory", "trainer.loader_timeout_s", "trainer.group_timeout_s", "trainer.poll_every", "trainer.log_every", "trainer.save_every_minutes", "trainer.save_every_steps", "trainer.keep_last", "trainer.save_top_k"]
+NOT_HASHED = [
+    "resume",
+    "trust",
+    "dry_run",
+    "name",
+    "experiment",
+    "sweep",
+    "tracker",
+    "cv.fold",
+    "cv.workers",
+    "cv.lock",
+    "expect_processes",
+    "data_check",
+    "trainer.device",
+    "trainer.num_workers",
+    "trainer.prefetch_factor",
+    "trainer.pin_memory",
+    "trainer.loader_timeout_s",
+    "trainer.group_timeout_s",
+    "trainer.poll_every",
+    "trainer.log_every",
+    "trainer.save_every_minutes",
+    "trainer.save_every_steps",
+    "trainer.keep_last",
+    "trainer.save_top_k",
+]
 """Keys that can not change a number: neither the config hash nor the run folder's name holds them."""
-
-
-@dataclass
-class EarlyStoppingKeys:
-    """trainer.early_stopping."""
-
-    monitor: str | None = MISSING
-    patience: int | None = MISSING
-    min_delta: float = MISSING
-
-
-@dataclass
-class TrainerKeys:
-    """trainer: length, batch, numerics, choice, loading and logging; meanings and units in conf/trainer/default.yaml."""
-
-    epochs: int = MISSING
-    max_steps: int | None = MISSING
-    batch_size: int = MISSING
-    eval_batch_size: int | None = MISSING
-    accumulation: int = MISSING
-    drop_last: bool = MISSING
-    val_every: int = MISSING
-    device: str = MISSING
-    mixed_precision: Any = MISSING  # `no` is a boolean in YAML 1.1; checked by engine/runtime.py
-    max_grad_norm: float | None = MISSING
-    deterministic: bool = MISSING
-    nonfinite: str = MISSING
-    nonfinite_budget: int = MISSING
-    poll_every: int | None = MISSING
-    monitor: Any = MISSING  # a key or a list of keys
-    mode: str | None = MISSING
-    early_stopping: EarlyStoppingKeys = MISSING
-    save_top_k: int = MISSING
-    keep_last: int = MISSING
-    save_every_minutes: float | None = MISSING
-    save_every_steps: int | None = MISSING
-    num_workers: int = MISSING
-    prefetch_factor: int = MISSING
-    pin_memory: bool | None = MISSING
-    loader_timeout_s: int = MISSING
-    group_timeout_s: int = MISSING
-    log_every: int = MISSING
-
-
-@dataclass
-class RunKeys:
-    """The run-level keys; meanings in conf/train.yaml. Group nodes are checked by the classes that they name."""
-
-    name: str = MISSING
-    seed: int = MISSING
-    resume: str = MISSING
-    init_from: str | None = MISSING
-    init_strict: bool = MISSING
-    dry_run: bool = MISSING
-    expect_processes: int | None = MISSING
-    allow_world_change: bool = MISSING
-    final_parts: Any = MISSING  # a list out of train, valid, test
-    data_check: str = MISSING
-    sequence_weight: float = MISSING
-    sequence_ramp_epochs: float = MISSING
-    trainer: TrainerKeys = MISSING
-    encoder: Any = MISSING
-    model: Any = MISSING
-    similarity: Any = MISSING
-    loss: Any = MISSING
-    dataset: Any = MISSING
-    cv: Any = MISSING
-    evaluator: Any = MISSING
-    optimizer: Any = MISSING
-    scheduler: Any = MISSING
-    tracker: Any = MISSING
 
 
 CHOICES = {

@@ -90,7 +90,19 @@ def print_finished(folder: Path) -> float | None:
 
 def main() -> None:
     """Entry point of `python -m mmexpert.train` and mmexpert-train."""
-    launch(application)
+    try:
+        launch(application)
+    finally:
+        if "torch" in sys.modules:
+            leave_group()
+
+
+def leave_group() -> None:
+    """Ends the process group, after all jobs of a multirun: rank 0 leaving early would abort the others."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ class RecordDataset(Dataset):
 
 def one_caption_each(record: Record) -> list[Record]:
     """The record as one (sample, caption) pair per caption."""
-    if len(record.captions) == 1:
+    if len(record.captions) < 2:
         return [record]
     return [
         replace(record, id=f"{record.id}#{k}", captions=(caption,), item=record.id, hard_captions=record.hard_captions if k == 0 else ())

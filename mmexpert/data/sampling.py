@@ -1,7 +1,7 @@
 """Which samples a step sees and what is drawn for each: functions of seed, epoch and sample id, of nothing else."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -27,15 +27,30 @@ def epoch_order(n: int, seed: int, epoch: int, stream: int = 0) -> np.ndarray:
 def blocked_order(blocks: Sequence[Sequence[int]], seed: int, epoch: int, share: int) -> list[int]:
     """The members of all blocks, blocks in random order, each within one micro-batch of `share` samples.
 
-    The next block that still fits goes first; one is cut only where nothing that is left fits (pairs in micro-batches of odd size).
+    Micro-batches are filled by the next block that fits. Where none does, a block gives way to a larger one that fills the place; where
+    that fails too (only pairs are left, and share is odd), one is cut.
     """
-    waiting = [blocks[i] for i in epoch_order(len(blocks), seed, epoch)]
+    waiting = [list(blocks[i]) for i in epoch_order(len(blocks), seed, epoch)]
     order: list[int] = []
+    batch: list[list[int]] = []  # blocks of the micro-batch that is being filled
     while waiting:
-        room = share - len(order) % share
-        fits = next((i for i, block in enumerate(waiting) if len(block) <= room), 0)
-        order += waiting.pop(fits)
-    return order
+        room = share - sum(map(len, batch))
+        if (fitting := _first(len(block) <= room for block in waiting)) is not None:
+            batch.append(waiting.pop(fitting))
+        elif pairs := [(i, k) for i, here in enumerate(batch) for k, there in enumerate(waiting) if 0 < len(there) - len(here) <= room]:
+            i, k = pairs[0]
+            batch[i], waiting[k] = waiting[k], batch[i]
+        else:
+            batch.append(waiting[0][:room])
+            waiting[0] = waiting[0][room:]
+        if sum(map(len, batch)) == share:
+            order += [index for block in batch for index in block]
+            batch = []
+    return order + [index for block in batch for index in block]
+
+
+def _first(conditions: Iterable[bool]) -> int | None:
+    return next((i for i, holds in enumerate(conditions) if holds), None)
 
 
 def hash_order(ids: Sequence[str]) -> list[int]:

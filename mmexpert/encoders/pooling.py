@@ -78,8 +78,8 @@ class AttentionPool(nn.Module):
 class Trunk(nn.Module):
     """Transformer over time tokens, then pooling.
 
-    dim: D. layers: 0 or more (eot: 1 or more). context_length: most tokens. pooling: attention (learned query) | eot (a learned token with a position
-    of its own, at the end of the real tokens' attention) | mean.
+    dim: D. layers: 0 or more (eot: 1 or more). context_length: most tokens. pooling: attention (learned query) | eot (a learned token
+    with a position of its own, at the end of the real tokens' attention) | mean.
     """
 
     def __init__(self, dim: int, layers: int, heads: int, dropout: float, context_length: int, pooling: str) -> None:

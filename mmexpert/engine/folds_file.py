@@ -51,17 +51,21 @@ def read_folds_info(path: Path) -> dict[str, Any]:
         raise RunFolderError(f"{path} can not be read ({error.strerror}): the folder holds no run with folds") from error
     except ValueError as error:
         raise RunFolderError(f"{path} is damaged ({error}): resume=never starts afresh and keeps this folder") from error
-    if not isinstance(stored, dict) or stored.get("format") != 1 or not isinstance(stored.get("folds"), list):
+    if not isinstance(stored, dict) or stored.get("format") != 1:
         raise RunFolderError(f"{path} is not a folds file of format 1: resume=never starts afresh and keeps this folder")
+    try:
+        stored_folds(stored)
+        missing = {"rows_fingerprint", "rows", "groups", "classes"} - stored["dataset"].keys() | {"left_out"} - stored.keys()
+    except (KeyError, TypeError, AttributeError) as error:
+        missing = {repr(error)}
+    if missing:
+        raise RunFolderError(f"{path} is damaged ({', '.join(sorted(missing))} missing): resume=never starts afresh and keeps this folder")
     return stored
 
 
 def stored_folds(info: dict[str, Any]) -> list[Fold]:
-    """The folds of a parsed file. Raises RunFolderError where a key is missing."""
-    try:
-        return [Fold(row["fold"], row["repeat"], *(list(row[part]) for part in PARTS), list(info["external"])) for row in info["folds"]]
-    except (KeyError, TypeError) as error:
-        raise RunFolderError(f"{FILE} is damaged ({error!r}): resume=never starts afresh and keeps this folder") from error
+    """The folds of a parsed file."""
+    return [Fold(row["fold"], row["repeat"], *(list(row[part]) for part in PARTS), list(info["external"])) for row in info["folds"]]
 
 
 def rows_fingerprint(records: Sequence[Record]) -> str:

@@ -52,6 +52,7 @@ def test_samples_of_different_roles_are_an_error_that_names_the_roles():
 
 
 def test_numbers_become_one_row_each_and_no_hard_caption_no_role():
-    batch = Collate(tokens, 16, "batch", 496)([sample(20, label=3, weight=np.float32(0.5), hard_text=[]), sample(20, label=-1, weight=np.float32(2), hard_text=[])])
+    samples = [sample(20, label=label, weight=np.float32(weight), hard_text=[]) for label, weight in ((3, 0.5), (-1, 2))]
+    batch = Collate(tokens, 16, "batch", 496)(samples)
     assert batch["label"].dtype == torch.int64 and batch["label"].tolist() == [3, -1]
     assert batch["weight"].dtype == torch.float32 and not {"hard_text", "hard_row", "hard_kind"} & set(batch)

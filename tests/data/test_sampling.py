@@ -82,6 +82,13 @@ def test_pairs_and_single_clips_mixed_are_never_cut_by_a_micro_batch(share):
     assert all(order.index(a) // share == order.index(b) // share for a, b in pairs)
 
 
+def test_blocks_are_cut_only_where_nothing_fits():
+    order = blocked_order([[2 * i, 2 * i + 1] for i in range(9)], 0, 0, 3)
+    assert sorted(order) == list(range(18))
+    assert sum(order.index(2 * i) // 3 != order.index(2 * i + 1) // 3 for i in range(9)) == 3  # one in each two micro-batches
+    assert sorted(blocked_order([list(range(7))], 0, 0, 2)) == list(range(7))
+
+
 def test_a_rest_smaller_than_the_processes_is_an_error_that_names_them():
     with pytest.raises(ConfigError, match="training part of 3 samples .* = 2 x 2"):
         plan(list(range(3)), drop_last=False, processes=2, accumulation=2)

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 
 from mmexpert.data.sampling import sample_rng
-from mmexpert.data.views import Lengths, ViewTransform, augment, check_lengths, check_view, mirror_azimuth, normalize_view, shift_rows, view_names
+from mmexpert.data.views import (
+    Lengths,
+    ViewTransform,
+    augment,
+    check_lengths,
+    check_view,
+    mirror_azimuth,
+    normalize_view,
+    shift_rows,
+    view_names,
+)
 from mmexpert.types import ConfigError, DataError
 
 NORMAL = {"kind": "db", "floor_db": -60, "reference": "clip"}
@@ -90,7 +100,8 @@ def test_names_keys_and_lengths_are_checked():
 
 
 @pytest.mark.parametrize("key, value", [
-    ("range_shift", 2.5), ("azimuth_shift", 128), ("range_shift", -1), ("mirror", 1.5), ("row_mask", -0.1), ("time_mask", 2), ("gain_db", -3),
+    ("range_shift", 2.5), ("azimuth_shift", 128), ("range_shift", -1), ("mirror", 1.5), ("row_mask", -0.1), ("time_mask", 2),
+    ("gain_db", -3),
 ])  # fmt: skip
 def test_an_augmentation_out_of_its_range_is_an_error_that_names_the_key(key, value):
     with pytest.raises(ConfigError, match=f"dataset.augmentation.{key}={value}"):

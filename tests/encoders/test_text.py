@@ -145,7 +145,8 @@ def test_each_pooling_is_what_its_name_says(bert_folder, tokenizer):
 def test_a_pooler_that_the_model_lacks_is_an_error(tokenizer, tmp_path):
     from transformers import DistilBertConfig, DistilBertModel
 
-    DistilBertModel(DistilBertConfig(vocab_size=tokenizer.vocab_size, dim=16, hidden_dim=16, n_heads=2, n_layers=1)).save_pretrained(tmp_path)
+    config = DistilBertConfig(vocab_size=tokenizer.vocab_size, dim=16, hidden_dim=16, n_heads=2, n_layers=1)
+    DistilBertModel(config).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="pooling=pooler: .* has no pooler; choose mean"):
         pretrained(tmp_path, tokenizer, pooling="pooler")
 

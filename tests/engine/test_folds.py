@@ -20,8 +20,8 @@ from mmexpert.types import ClassTable, ConfigError, DataError, RunFolderError, S
 STRATIFIED = functools.partial(StratifiedGroupKFold, shuffle=True)
 GROUPED = functools.partial(GroupKFold, shuffle=True)
 FOLDS = {
-    "method": "stratified_group", "splitter": STRATIFIED, "n_splits": 5, "n_repeats": 1, "seed": 42, "inner_val": 0.15, "selection": "inner",
-    "fold": None, "fractions": None, "small_classes": "error", "same_init": False, "headline": None,
+    "method": "stratified_group", "splitter": STRATIFIED, "n_splits": 5, "n_repeats": 1, "seed": 42, "inner_val": 0.15,
+    "selection": "inner", "fold": None, "fractions": None, "small_classes": "error", "same_init": False, "headline": None,
 }  # fmt: skip
 NONE = FOLDS | {"method": "none", "splitter": None, "n_splits": 1, "fractions": [0.7, 0.15, 0.15]}
 
@@ -66,6 +66,7 @@ def random_layout(seed):
 
 @pytest.mark.parametrize("method", [STRATIFIED, GROUPED])
 def test_no_group_is_in_two_parts_and_every_row_is_tested_once_over_200_random_layouts(method):
+    refused = 0
     for seed in range(100):
         records, names = random_layout(seed)
         group_of = {record.id: record.group for record in records}
@@ -73,6 +74,7 @@ def test_no_group_is_in_two_parts_and_every_row_is_tested_once_over_200_random_l
             folds = make_folds(dataset(records, names), settings(splitter=method, seed=seed))
         except DataError as error:  # GroupKFold may put all of a class outside a training part, and must then say so
             assert method is GROUPED and "no training row of the class" in str(error)
+            refused += 1
             continue
         assert [fold.number for fold in folds] == [1, 2, 3, 4, 5]
         assert Counter(sample for fold in folds for sample in fold.test) == dict.fromkeys(group_of, 1)
@@ -81,14 +83,23 @@ def test_no_group_is_in_two_parts_and_every_row_is_tested_once_over_200_random_l
             assert sorted(sample for part in parts_of(fold) for sample in part) == sorted(group_of)
             groups = [{group_of[sample] for sample in part} for part in parts_of(fold)]
             assert sum(map(len, groups)) == len(set.union(*groups))
+    assert refused < 10
 
 
-def test_a_label_that_is_a_function_of_the_group_cannot_be_told_from_the_other_side():
-    """Grouped folds: no test row's group was trained on, so a table group -> label knows nothing. Rows alone would know all."""
+def share_right(train, test, label_of):
+    """Accuracy of a table group -> label made from the training rows; of groups that it lacks the commonest label is said."""
+    table = {sample.split("/")[0]: label_of[sample] for sample in train}
+    commonest = Counter(label_of[sample] for sample in train).most_common(1)[0][0]
+    return float(np.mean([table.get(sample.split("/")[0], commonest) == label_of[sample] for sample in test]))
+
+
+def test_a_label_that_is_a_function_of_the_group_is_at_chance_in_grouped_folds_and_known_in_random_ones():
     records = grouped(groups=40, rows=4)
-    for fold in make_folds(dataset(records, "ab"), settings()):
-        known = {sample.split("/")[0] for sample in fold.train + fold.valid}
-        assert not known & {sample.split("/")[0] for sample in fold.test}
+    label_of = {record.id: record.label for record in records}
+    folds = make_folds(dataset(records, "ab"), settings())
+    assert np.mean([share_right(fold.train + fold.valid, fold.test, label_of) for fold in folds]) == pytest.approx(0.5, abs=0.1)
+    names = np.random.default_rng(0).permutation(sorted(label_of)).tolist()
+    assert np.mean([share_right(names[:k] + names[k + 32 :], names[k : k + 32], label_of) for k in range(0, 160, 32)]) > 0.9
 
 
 def test_folds_do_not_depend_on_the_order_of_the_rows():
