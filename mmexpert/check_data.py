@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from mmexpert.command_line import launch
-from mmexpert.config import CONF_DIR, instantiate, trusted
+from mmexpert.command_line import launch, trust_list
+from mmexpert.config import CONF_DIR, instantiate
 from mmexpert.types import DataError
 
 if TYPE_CHECKING:  # --help and a misspelt key must not wait for torch
@@ -36,20 +36,20 @@ def application() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         sys.stdout.write(__doc__)
         return
-    overrides = [argument for argument in sys.argv[1:] if not argument.startswith("trust=")]
+    overrides = sys.argv[1:]
     with initialize_config_dir(version_base="1.3", config_dir=CONF_DIR):
         cfg = compose("check_data", overrides=overrides)
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    name, findings = check_config(plain["dataset"], trusted(sys.argv[1:]), plain["least_groups"])
+    name, findings = check_config(plain["dataset"], tuple(trust_list), plain["least_groups"])
     counts = Counter(finding.severity for finding in findings)
     for finding in findings[:_SHOWN]:
         log.info("%s %s: %s", finding.severity, finding.code, finding.advice)
     if len(findings) > _SHOWN:
         log.info("and %d more", len(findings) - _SHOWN)
     path = FOLDER / f"{name}.csv"
-    verdict = f"{counts['error']} errors, {counts['warning']} warnings: {path}"
+    verdict = f"errors: {counts['error']}, warnings: {counts['warning']}, listed in {path}"
     if counts["error"] or (plain["strict"] and counts["warning"]):
-        raise DataError(f"{verdict}; mend what it lists")
+        raise DataError(f"{verdict}: mend them" + (" (strict=true: warnings too)" if plain["strict"] else ""))
     log.info("%s", verdict)
 
 
@@ -99,7 +99,9 @@ def require_sound(dataset: "RecordDataset") -> None:
     errors = [finding for finding in findings if finding.severity == "error" and finding not in known]
     if errors:
         first = "\n  ".join(f"{finding.code}: {finding.advice}" for finding in errors[:_SHOWN])
-        raise DataError(f"data_check=deep: {len(errors)} errors, all in {path.with_suffix('.csv')}\n  {first}\nNothing has been trained")
+        raise DataError(
+            f"data_check=deep: errors: {len(errors)}, listed in {path.with_suffix('.csv')}\n  {first}\nNothing has been trained"
+        )
 
 
 def record_findings(dataset: "RecordDataset", least_groups: int) -> list["Finding"]:

@@ -80,7 +80,8 @@ def start_line(
     parameters = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     log.info(
         "%s/%s | %d process%s, %s, %s | batch %d = %d x %d x %d accumulation | %s | %.1f M parameters",
-        session.cfg["name"], session.folder.name, ranks.processes, "es"[: 2 * (ranks.processes > 1)], accelerator.device.type, accelerator.mixed_precision,
+        session.cfg["name"], session.folder.name, ranks.processes, "es"[: 2 * (ranks.processes > 1)],
+        accelerator.device.type, accelerator.mixed_precision,
         trainer["batch_size"], ranks.processes, micro, trainer["accumulation"],
         ", ".join(f"{len(rows)} {part}" for part, rows in parts.items()), parameters / 1e6,
     )  # fmt: skip

@@ -85,7 +85,8 @@ def print_finished(folder: Path) -> float | None:
     if text.exists():
         for line in text.read_text(encoding="utf-8").splitlines():
             log.info("%s", line)
-    return json.loads((folder / "metrics.json").read_text(encoding="utf-8")).get("best_value") if (folder / "metrics.json").exists() else None
+    stored = folder / "metrics.json"
+    return json.loads(stored.read_text(encoding="utf-8")).get("best_value") if stored.exists() else None
 
 
 def main() -> None:

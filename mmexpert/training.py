@@ -133,7 +133,7 @@ def train_fold(session: Session, fold: Fold, count: int, accelerator: Any) -> fl
 def _train(
     session: Session, fold: Fold, folder: Path, prefix: str, accelerator: Any, status: Status, started: float
 ) -> tuple[Progress, Finished]:
-    cfg, trainer, ranks, dataset = session.cfg, session.cfg["trainer"], Ranks(accelerator), session.dataset
+    cfg, ranks, dataset = session.cfg, Ranks(accelerator), session.dataset
     parts = fold.parts(dataset)
     seed = fold_seed(cfg["seed"], fold, session.cv.same_init)
     seed_all(seed)

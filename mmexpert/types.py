@@ -103,5 +103,3 @@ class SweepError(MmexpertError):
     """Jobs of a sweep failed."""
 
     exit_code = 10
-
-

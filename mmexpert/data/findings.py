@@ -11,10 +11,31 @@ from mmexpert.types import ConfigError, DataError
 _NAMED = 10  # faults that a message spells out; the rest are counted, and listed in dropped.csv and by check_data
 
 CODES = (
-    "missing_file", "empty_file", "truncated", "not_an_array", "pickled_array", "wrong_shape", "wrong_dtype", "non_finite",
-    "negative_amplitude", "zero_length", "too_short", "undecodable", "json_syntax", "json_nan", "wrong_field", "wrong_interval",
-    "empty_caption", "duplicate_id", "duplicate_content", "unknown_class", "class_without_text", "id_in_two_splits",
-    "group_in_two_splits", "outside_root", "missing_modality",
+    "missing_file",
+    "empty_file",
+    "truncated",
+    "not_an_array",
+    "pickled_array",
+    "wrong_shape",
+    "wrong_dtype",
+    "non_finite",
+    "negative_amplitude",
+    "zero_length",
+    "too_short",
+    "undecodable",
+    "json_syntax",
+    "json_nan",
+    "wrong_field",
+    "wrong_interval",
+    "empty_caption",
+    "duplicate_id",
+    "duplicate_content",
+    "unknown_class",
+    "class_without_text",
+    "id_in_two_splits",
+    "group_in_two_splits",
+    "outside_root",
+    "missing_modality",
 )
 """Kinds of faults of the radar sets; check_data prints them."""
 

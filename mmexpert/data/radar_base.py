@@ -59,9 +59,7 @@ class RadarDataset(RecordDataset):
             all_of_them = self.captions if record.split == "train" else self.eval_captions
             expanded += one_caption_each(record) if all_of_them == "all" else [record]
         super().__init__(name, expanded, self.positives, classes)
-        self.exclusions.dropped += [
-            (str(r.source), r.id, f"{frames[r.id]} frames, dataset.min_length={self.min_length}") for r in dropped
-        ]
+        self.exclusions.dropped += [(str(r.source), r.id, f"{frames[r.id]} frames, dataset.min_length={self.min_length}") for r in dropped]
 
     def clip(self, record: Record, epoch: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
         """The views [F, T] of a record before normalisation; rng is None in evaluation."""

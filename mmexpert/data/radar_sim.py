@@ -67,7 +67,7 @@ class RadarSim(RadarDataset):
             Record(
                 id=row["id"],
                 split=row["split"],
-                group=row["id"].rstrip("ab"),  # twins stay together
+                group=_group(row["id"]),
                 captions=tuple(row["captions"]),
                 source=row["id"],
                 text_key=row["key"],
@@ -190,6 +190,11 @@ def _read_shards(folder: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as shard:
             codes.update({name: shard[name] for name in shard.files})
     return codes
+
+
+def _group(name: str) -> str:
+    """Twins have one; no single clip has it: clip 3 and pair 3 are not related."""
+    return f"{name[:-1]}ab" if name[-1] in "ab" else name
 
 
 def _pairs(records: list[Record]) -> list[tuple[str, ...]]:

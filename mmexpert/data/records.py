@@ -95,9 +95,7 @@ class RecordDataset(Dataset):
 
     def fingerprint_lines(self) -> list[str]:
         """One line a record: a stored run compares them to name the records that changed."""
-        return [
-            "\t".join([r.id, r.split, str(r.label), r.group, "|".join(r.captions), r.text_key, str(r.size)]) for r in self.records
-        ]
+        return ["\t".join([r.id, r.split, str(r.label), r.group, "|".join(r.captions), r.text_key, str(r.size)]) for r in self.records]
 
 
 def one_caption_each(record: Record) -> list[Record]:

@@ -143,9 +143,7 @@ def check_augmentation(keys: dict[str, float]) -> None:
             raise ConfigError(f"dataset.augmentation.gain_db={value}: dB up and down, 0 or more")
 
 
-def augment(
-    views: dict[str, np.ndarray], keys: dict[str, float], rng: np.random.Generator
-) -> tuple[dict[str, np.ndarray], bool]:
+def augment(views: dict[str, np.ndarray], keys: dict[str, float], rng: np.random.Generator) -> tuple[dict[str, np.ndarray], bool]:
     """Shifts, mirror and masks of normalised views; the same frames are masked in all of them."""
     views = dict(views)
     for view, key in (("range_time", "range_shift"), ("azimuth_time", "azimuth_shift")):

@@ -24,9 +24,7 @@ class RadarEncoder(Encoder):
     -> (tokens, pooled). views: those that the tower learns, as in dataset.views; a batch may lack some of them, never bring others.
     """
 
-    def __init__(
-        self, dim: int, lr_scale: float, fusion: nn.Module, trunk: Trunk, unit_length: int, views: str | list[str]
-    ) -> None:
+    def __init__(self, dim: int, lr_scale: float, fusion: nn.Module, trunk: Trunk, unit_length: int, views: str | list[str]) -> None:
         super().__init__(dim, lr_scale)
         self.fusion, self.trunk, self.unit_length = fusion, trunk, unit_length
         self.views = tuple(role for role in ROWS if views == "all" or role.removesuffix("_time") in views)

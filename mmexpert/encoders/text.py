@@ -58,9 +58,7 @@ class TextEncoder(Encoder):
 class ScratchText(TextEncoder):
     """BERT from random weights over a vocabulary built from the training captions; masked mean."""
 
-    def __init__(
-        self, tokenizer: TextTokenizer, dim: int, lr_scale: float, bert: dict[str, Any], vocab_size: int, max_length: int
-    ) -> None:
+    def __init__(self, tokenizer: TextTokenizer, dim: int, lr_scale: float, bert: dict[str, Any], vocab_size: int, max_length: int) -> None:
         from transformers import BertConfig, BertModel
 
         require_keys(bert, ("width", "layers", "heads", "feedforward", "dropout"), "encoder.text.bert")

@@ -94,9 +94,8 @@ def result_table(metrics: dict[str, Any], protocol: dict[str, Any]) -> list[str]
         lines.append(f"{'chance':16s}" + "".join(f"{chance[f'''{protocol['directions'][0]}_R@{n}''']:9.1f}" for n in k))
         hard = [f"{key.removeprefix('hard_')} {metrics[key]:.0f}" for key in metrics if key.startswith("hard_")]
         return lines + ([f"own caption above the hard one, % (chance 50): {', '.join(hard)}"] if hard else [])
-    lines = [
-        f"{protocol['part']} part of {protocol['dataset']}: {protocol['rows']} rows, {protocol['n_classes_used']} classes, by {protocol['by']}"
-    ]
+    head = f"{protocol['part']} part of {protocol['dataset']}: {protocol['rows']} rows, {protocol['n_classes_used']} classes"
+    lines = [f"{head}, by {protocol['by']}"]
     for key in ("acc", "balanced_acc", "macro_f1", "map", "group_acc", "probe_acc", "probe_balanced_acc"):
         if metrics.get(key) is not None:
             interval = f"  [{metrics[f'{key}_lo']:.3f}, {metrics[f'{key}_hi']:.3f}]" if f"{key}_lo" in metrics else ""

@@ -17,7 +17,9 @@ PARTS = ("encoder", "model", "similarity", "dataset")
 """Nodes of the configuration that a loaded model needs: dataset for its transforms alone."""
 
 
-def save_model(folder: Path, objective: nn.Module, config: dict[str, Any], tokenizer: Any, classes: ClassTable | None, metrics: dict[str, Any]) -> None:  # fmt: skip
+def save_model(
+    folder: Path, objective: nn.Module, config: dict[str, Any], tokenizer: Any, classes: ClassTable | None, metrics: dict[str, Any]
+) -> None:
     """Writes the folder whole: into a temporary one, then renamed over the old."""
     temporary = folder.with_name(f".tmp-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)

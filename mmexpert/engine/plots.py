@@ -11,7 +11,15 @@ from typing import Any
 _NAN = float("nan")
 
 
-def write_plots(folder: Path, history: list[dict[str, Any]], tables: dict[str, Any], protocol: dict[str, Any], metrics: dict[str, Any], best_epoch: int, batch_size: int) -> None:  # fmt: skip
+def write_plots(
+    folder: Path,
+    history: list[dict[str, Any]],
+    tables: dict[str, Any],
+    protocol: dict[str, Any],
+    metrics: dict[str, Any],
+    best_epoch: int,
+    batch_size: int,
+) -> None:
     """plots/training_curves.png, and model_metrics.png (retrieval) or confusion.png (classes) where they apply."""
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)

@@ -35,7 +35,8 @@ class ClassificationEvaluator:
         metrics |= {"acc_lo": low, "acc_hi": high}
         means, truth, mixed = group_rows(probabilities, labels, groups)
         if len(truth):
-            metrics |= {f"group_{name}": value for name, value in classification_metrics(means, truth).items() if name in ("acc", "balanced_acc")}
+            votes = classification_metrics(means, truth)
+            metrics |= {f"group_{name}": votes[name] for name in ("acc", "balanced_acc")}
         if part in self.linear_probe:
             metrics |= self._probe(objective, loaders, accelerator, collected)
         metrics |= part_losses(objective, collected, loaders.batch_size)

@@ -15,7 +15,7 @@ _SCORE_ROWS = 32  # query rows a block of the similarity
 
 class RetrievalEvaluator:
     """k: limits of R@K. ties: pessimistic | optimistic | mean. rank_by: auto (fused where there is a similarity) | pooled | sequence |
-    fused. small_gallery: also galleries of so many samples, keys galleryN_..., or None. ablate_views: repeated per radar view."""
+    fused. small_gallery: also galleries of so many samples, keys galleryN_..., or None."""
 
     def __init__(self, k: list[int], ties: str, rank_by: str, small_gallery: int | None, allow_unanswerable: bool) -> None:
         if rank_by not in ("auto", "pooled", "sequence", "fused"):
@@ -88,9 +88,8 @@ class RetrievalEvaluator:
         order = torch.randperm(len(collected.ids), generator=torch.Generator().manual_seed(0))
         sums: dict[str, list[float]] = {}
         for rows in order[: len(order) // size * size].split(size):
-            metrics, _ = retrieval_metrics(
-                collected.query.features[rows], collected.target.features[rows], collected.keys[rows], collected.keys[rows], roles, self.k, self.ties
-            )
+            query, target, keys = collected.query.features[rows], collected.target.features[rows], collected.keys[rows]
+            metrics, _ = retrieval_metrics(query, target, keys, keys, roles, self.k, self.ties)
             for key in (name for name in metrics if "_R@" in name):
                 sums.setdefault(f"gallery{size}_{key}", []).append(metrics[key])
         return {key: sum(values) / len(values) for key, values in sums.items()}
@@ -121,7 +120,8 @@ def sequence_scores(objective: nn.Module, collected: Collected) -> Tensor:
     place = lambda e, rows: type(e)(*(None if x is None else x[rows].to(device) for x in (e.features, e.sequence, e.mask)))  # noqa: E731
     everything = place(collected.target, slice(None))
     with torch.no_grad():
-        blocks = [objective.similarity(place(collected.query, rows), everything).float().cpu() for rows in torch.arange(len(collected.ids)).split(_SCORE_ROWS)]
+        rows_of_blocks = torch.arange(len(collected.ids)).split(_SCORE_ROWS)
+        blocks = [objective.similarity(place(collected.query, rows), everything).float().cpu() for rows in rows_of_blocks]
     return torch.cat(blocks)
 
 

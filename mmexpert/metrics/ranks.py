@@ -118,9 +118,7 @@ def _rank_tile(
     return 1 + ahead + weight * tied, exact, rivals.amax(1).double(), _top(order)
 
 
-def _exact_best(
-    score: Tensor, positive: Tensor, best: Tensor, rows: Tensor, again: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
+def _exact_best(score: Tensor, positive: Tensor, best: Tensor, rows: Tensor, again: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """The best positive's score in fp64: of all positives that fp32 can not tell from the best."""
     at, column = (positive & (score >= best[:, None] - _CLOSE)).nonzero(as_tuple=True)
     values = again(rows[at], column)

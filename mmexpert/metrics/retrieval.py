@@ -53,7 +53,9 @@ def effective_rank(features: Tensor) -> float:
     return float(torch.exp(-(share * share.log()).sum()))
 
 
-def similarity_metrics(query: Tensor, gallery: Tensor, query_keys: Tensor, gallery_keys: Tensor) -> tuple[dict[str, float], dict[str, list[int]]]:
+def similarity_metrics(
+    query: Tensor, gallery: Tensor, query_keys: Tensor, gallery_keys: Tensor
+) -> tuple[dict[str, float], dict[str, list[int]]]:
     """Means and deviations of the cosine over all pairs of equal and of different key; and their histograms of 60 bins over [-1, 1]."""
     sums = torch.zeros(2, 3, dtype=torch.float64)  # negatives, positives: count, sum, sum of squares
     histograms = torch.zeros(2, HISTOGRAM_BINS, dtype=torch.long)

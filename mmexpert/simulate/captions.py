@@ -68,10 +68,14 @@ TIMES = {1: ("once", "one time"), 2: ("twice", "two times"), 3: ("thrice", "thre
 NUMBER = {1: "one", 2: "two", 3: "three", 4: "four"}
 DEGREES = {90: ("by ninety degrees", "a quarter turn"), 180: ("by half a circle", "a half turn")}
 LIMB = {
-    "arm": {"left": ("with the left arm", "using the left arm"), "right": ("with the right arm", "using the right arm"), "both": ("with both arms", "using both arms")},
+    "arm": {
+        "left": ("with the left arm", "using the left arm"),
+        "right": ("with the right arm", "using the right arm"),
+        "both": ("with both arms", "using both arms"),
+    },
     "leg": {"left": ("with the left leg", "using the left leg"), "right": ("with the right leg", "using the right leg")},
     "turn": {"left": ("to the own left", "leftward"), "right": ("to the own right", "rightward")},
-}  # fmt: skip
+}
 LIMB_OF = {"punch": "arm", "wave": "arm", "raise": "arm", "kick": "leg", "turn": "turn"}
 VERBS = {
     "walk": ("walks", "strides", "strolls"),
@@ -94,9 +98,7 @@ VERBS = {
 def caption(description: Description, wording: Wording) -> str:
     """The sentence."""
     facing = FACING[description.facing][wording.facing]
-    told = [
-        phrase(segment, wording.verbs[i], wording.modifiers[i]) for i, segment in enumerate(description.segments)
-    ]
+    told = [phrase(segment, wording.verbs[i], wording.modifiers[i]) for i, segment in enumerate(description.segments)]
     body = JOINTS[wording.joint].join(told)
     start = SUBJECTS[wording.subject]
     return f"{start} {body}, {facing} at first" if wording.facing_last else f"{start} {facing} {body}"

@@ -62,9 +62,7 @@ class Radar:
         points, rcs = scatterers(joints, self.scatterers)
         return self.views(points, rcs, fps, FRONT, rng)
 
-    def views(
-        self, points: np.ndarray, rcs: np.ndarray, fps: float, pose: Pose, rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
+    def views(self, points: np.ndarray, rcs: np.ndarray, fps: float, pose: Pose, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """points [n, S, 3] m at fps (S may be 0), rcs [S] m^2 -> {range_time [256, T], doppler_time [128, T], azimuth_time [128, T]},
         float32 linear amplitude; T = whole frames of 20 ms in the n - 1 intervals."""
         position, velocity = resample(points, fps, CHIRPS.frame)

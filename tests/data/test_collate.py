@@ -13,7 +13,8 @@ def tokens(texts):
 
 
 def sample(frames, **more):
-    return {"radar": {"range_time": np.ones((256, frames), np.float32), "doppler_time": np.ones((128, frames), np.float32)}, "text": "a" * frames, "id": frames} | more
+    radar = {"range_time": np.ones((256, frames), np.float32), "doppler_time": np.ones((128, frames), np.float32)}
+    return {"radar": radar, "text": "a" * frames, "id": frames} | more
 
 
 def test_clips_are_padded_up_to_the_unit_with_zeros_and_a_mask():
@@ -29,7 +30,8 @@ def test_fixed_shapes_take_the_longest_length():
 
 
 def test_hard_captions_keep_the_row_that_they_belong_to():
-    batch = Collate(tokens, 16, "batch", 496)([sample(20, hard_text=[(0, "x"), (2, "yy")]), sample(33, hard_text=[]), sample(17, hard_text=[(1, "zzz")])])
+    told = [(20, [(0, "x"), (2, "yy")]), (33, []), (17, [(1, "zzz")])]
+    batch = Collate(tokens, 16, "batch", 496)([sample(frames, hard_text=captions) for frames, captions in told])
     assert batch["hard_row"].tolist() == [0, 0, 2] and batch["hard_kind"].tolist() == [0, 2, 1]
     assert batch["hard_text"]["input_ids"][:, 0].tolist() == [1, 2, 3]
 

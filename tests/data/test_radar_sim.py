@@ -1,7 +1,9 @@
 """Simulated clips are made once, whole or not at all, the same from any number of workers."""
 
 import multiprocessing
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,15 @@ from mmexpert.config import CONF_DIR, instantiate
 from mmexpert.data.cache import MANIFEST, cached_folder
 from mmexpert.data.collate import Collate
 from mmexpert.data.loaders import Loaders, PlanSettings, WorkerSettings
-from mmexpert.types import ProcessError
+from mmexpert.data.radar_sim import RadarSim
+from mmexpert.data.views import VIEW_ROWS
+from mmexpert.types import ConfigError, ProcessError
 
 
 def radar_sim(cache: Path, **keys):
-    cfg = OmegaConf.merge(OmegaConf.load(Path(CONF_DIR) / "dataset/radar_sim.yaml"), {"train": 24, "valid": 8, "test": 17, "cache_dir": str(cache)} | keys)
+    cfg = OmegaConf.merge(
+        OmegaConf.load(Path(CONF_DIR) / "dataset/radar_sim.yaml"), {"train": 24, "valid": 8, "test": 17, "cache_dir": str(cache)} | keys
+    )
     return instantiate(cfg, "dataset")
 
 
@@ -27,7 +33,10 @@ def cache(tmp_path_factory):
 
 
 def tokens(texts):
-    return {"input_ids": torch.tensor([[sum(map(ord, text))] for text in texts]), "attention_mask": torch.ones(len(texts), 1, dtype=torch.long)}
+    return {
+        "input_ids": torch.tensor([[sum(map(ord, text))] for text in texts]),
+        "attention_mask": torch.ones(len(texts), 1, dtype=torch.long),
+    }
 
 
 def loaders(dataset, workers, rank=0, processes=1):
@@ -110,7 +119,9 @@ def test_17_clips_in_batches_of_4_are_all_evaluated_once_and_alike_from_0_and_2_
     assert sorted(ids) == dataset.part("test")
     for other in batches[1:]:
         for a, b in zip(batches[0], other, strict=True):
-            assert torch.equal(a["radar"]["range_time"], b["radar"]["range_time"]) and torch.equal(a["text"]["input_ids"], b["text"]["input_ids"])
+            assert torch.equal(a["radar"]["range_time"], b["radar"]["range_time"]) and torch.equal(
+                a["text"]["input_ids"], b["text"]["input_ids"]
+            )
 
 
 def test_training_windows_are_the_same_from_0_and_2_workers_and_from_a_later_start(cache):
@@ -144,10 +155,13 @@ def test_twins_come_in_pairs_that_stay_in_one_batch(cache):
 def test_all_captions_make_one_item_a_caption(cache):
     dataset = radar_sim(cache, captions="all")
     assert len(dataset.part("train")) == 4 * 24 and len(dataset.part("test")) == 17
-    assert len({dataset.keys[i] for i in dataset.part("train") if dataset.records[i].item == dataset.records[0].item}) == 1 or dataset.records[0].split != "train"
+    of_one_clip = [i for i in dataset.part("train") if dataset.records[i].item == "train-00003"]
+    assert len({dataset.keys[i] for i in of_one_clip}) == 1 and len({dataset[(i, 0, 0)]["text"] for i in of_one_clip}) > 1
+    crops = [dataset[(i, -1, 0)]["radar"]["range_time"] for i in of_one_clip]
+    assert len(crops) == 4 and all(np.array_equal(crops[0], crop) for crop in crops)
 
 
-def test_a_worker_that_fails_names_its_samples_and_one_that_dies_is_told(cache):
+def test_a_worker_that_fails_names_its_samples(cache):
     dataset = radar_sim(cache)
 
     def broken(record, epoch, rng):
@@ -162,3 +176,83 @@ def test_the_cache_folder_is_removed_by_hand_and_made_again(tmp_path):
     dataset = radar_sim(tmp_path, train=2, valid=0, test=0)
     shutil.rmtree(dataset.cache)
     assert radar_sim(tmp_path, train=2, valid=0, test=0).fingerprint() == dataset.fingerprint()
+
+
+class DyingRadar:
+    """Stands in for the radar; its process is killed at the second clip."""
+
+    def __init__(self):
+        self.clips = 0
+
+    def identity(self):
+        return {"version": "dying"}
+
+    def joint_views(self, joints, fps, rng):
+        self.clips += 1
+        if self.clips > 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {view: np.ones((rows, 100), np.float32) for view, rows in VIEW_ROWS.items()}
+
+
+def test_a_simulating_process_that_is_killed_ends_the_start_and_leaves_nothing_to_read(cache, tmp_path):
+    dataset = radar_sim(cache)
+    keys = {key: getattr(dataset, key) for key in dataset.__dataclass_fields__} | {
+        "radar": DyingRadar(),
+        "workers": 2,
+        "cache_dir": str(tmp_path),
+    }
+    with pytest.raises(ProcessError, match="ended with code -9 .*dataset.workers=1 shows the error"):
+        RadarSim(**keys)
+    assert not [path for path in tmp_path.glob("radar_sim-*") if path.suffix != ".lock" and ".tmp-" not in path.name]
+
+
+@pytest.mark.parametrize("workers", ["many", 0, -1, 1.5])
+def test_workers_are_auto_or_a_number(tmp_path, workers):
+    with pytest.raises(ConfigError, match=f"dataset.workers={workers}: auto, or how many"):
+        radar_sim(tmp_path, workers=workers)
+
+
+def test_wrong_counts_and_shares_are_errors(tmp_path):
+    with pytest.raises(ConfigError, match="'valid': -1"):
+        radar_sim(tmp_path, valid=-1)
+    with pytest.raises(ConfigError, match="twins=1.5 is a share"):
+        radar_sim(tmp_path, twins=1.5)
+
+
+def test_hard_captions_are_given_in_evaluation_alone_and_differ_from_the_own_one(cache):
+    dataset = radar_sim(cache)
+    told = 0
+    for i in dataset.part("test"):
+        sample = dataset[(i, -1, 0)]
+        assert sample["text"] == dataset.records[i].captions[0] and "hard_text" not in dataset[(i, 0, 0)]
+        for kind, caption in sample["hard_text"]:
+            assert 0 <= kind < len(dataset.hard_kinds) and caption != sample["text"]
+            told += 1
+    assert told >= len(dataset.part("test"))
+
+
+def test_training_draws_among_a_clips_captions_and_first_takes_the_first(cache):
+    drawn, first = radar_sim(cache), radar_sim(cache, captions="first")
+    i = drawn.part("train")[0]
+    captions = drawn.records[i].captions
+    assert {drawn[(i, epoch, 0)]["text"] for epoch in range(40)} == set(captions)
+    assert {first[(i, epoch, 0)]["text"] for epoch in range(5)} == {captions[0]}
+
+
+def test_twins_among_single_clips_are_whole_pairs_in_one_batch(tmp_path):
+    dataset = radar_sim(tmp_path, train=26, valid=0, test=0, twins=0.5, motion={"segments": [1, 1]})
+    sizes = [len(block) for block in dataset.together]
+    assert sizes.count(1) + 2 * sizes.count(2) == 26 and sizes.count(2) >= 3 and sizes.count(1) >= 3
+    assert all(len({name.rstrip("ab") for name in block}) == 1 and (len(block) == 2) == (block[0][-1] == "a") for block in dataset.together)
+    for epoch in range(3):
+        batches = [{dataset.records[i].id for i in window[0]["id"].tolist()} for window in loaders(dataset, 0).train(epoch, 0)]
+        assert all(len(batch & set(block)) in (0, len(block)) for batch in batches for block in dataset.together)
+    for pair in (block for block in dataset.together if len(block) == 2):
+        keys = [record.text_key for record in dataset.records if record.id in pair]
+        assert keys[0] != keys[1]
+
+
+def test_clips_of_a_view_less_are_the_same_clips(cache):
+    whole, doppler = radar_sim(cache), radar_sim(cache, views=["doppler"])
+    sample = doppler[(0, -1, 0)]["radar"]
+    assert list(sample) == ["doppler_time"] and np.array_equal(sample["doppler_time"], whole[(0, -1, 0)]["radar"]["doppler_time"])

@@ -8,7 +8,10 @@ from mmexpert.types import ConfigError
 
 
 @pytest.mark.parametrize("n, seed, epoch, order", [
-    (10, 0, 0, "0 2 9 1 8 5 4 3 6 7"), (10, 0, 1, "5 3 7 8 2 4 1 0 6 9"), (10, 42, 3, "1 6 3 4 5 9 2 8 0 7"), (1000, 0, 0, "998 162 670 664 185 322"),
+    (10, 0, 0, "0 2 9 1 8 5 4 3 6 7"),
+    (10, 0, 1, "5 3 7 8 2 4 1 0 6 9"),
+    (10, 42, 3, "1 6 3 4 5 9 2 8 0 7"),
+    (1000, 0, 0, "998 162 670 664 185 322"),
 ])  # fmt: skip
 def test_the_order_has_the_published_check_values(n, seed, epoch, order):
     expected = [int(number) for number in order.split()]
@@ -23,7 +26,8 @@ def test_the_draws_of_a_sample_have_the_published_check_values_and_depend_on_eve
 
 
 def plan(order, **keys):
-    return Plan(order, **({"epoch": 0, "batch_size": 8, "accumulation": 1, "processes": 1, "rank": 0, "start_step": 0, "drop_last": True} | keys))
+    usual = {"epoch": 0, "batch_size": 8, "accumulation": 1, "processes": 1, "rank": 0, "start_step": 0, "drop_last": True}
+    return Plan(order, **(usual | keys))
 
 
 @pytest.mark.parametrize("processes, accumulation", [(1, 2), (2, 1), (2, 2), (4, 2)])

@@ -5,6 +5,7 @@ import pytest
 
 from mmexpert.data.sampling import sample_rng
 from mmexpert.data.views import (
+    VIEW_ROWS,
     Lengths,
     ViewTransform,
     augment,
@@ -22,7 +23,7 @@ NORMAL = {"kind": "db", "floor_db": -60, "reference": "clip"}
 
 def clip(frames=200, seed=0):
     rng = np.random.default_rng(seed)
-    return {name: rng.random((rows, frames)).astype(np.float32) + 0.01 for name, rows in (("range_time", 256), ("doppler_time", 128), ("azimuth_time", 128))}
+    return {name: rng.random((rows, frames)).astype(np.float32) + 0.01 for name, rows in VIEW_ROWS.items()}
 
 
 def test_decibels_lie_in_0_to_1_below_the_clips_maximum():
@@ -90,7 +91,8 @@ def test_the_mirror_reverses_rows_1_to_127_and_undoes_itself():
 
 
 def test_names_keys_and_lengths_are_checked():
-    assert view_names("all") == ("range_time", "doppler_time", "azimuth_time") and view_names(["azimuth", "range"]) == ("range_time", "azimuth_time")
+    assert view_names("all") == ("range_time", "doppler_time", "azimuth_time")
+    assert view_names(["azimuth", "range"]) == ("range_time", "azimuth_time")
     with pytest.raises(ConfigError, match="write `all` or a list"):
         view_names("range_only")
     with pytest.raises(ConfigError, match="dataset.augmentation.flip"):

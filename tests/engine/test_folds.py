@@ -57,7 +57,7 @@ def random_layout(seed):
     rng = random.Random(seed)
     classes = rng.choice([0, 2, 3])
     records = []
-    for g in range(rng.randint(12, 30) * max(classes, 1)):
+    for g in range(rng.randint(12, 18) * max(classes, 1)):
         for k in range(rng.randint(1, 6)):
             label = (g % classes if rng.random() < 0.9 else rng.randrange(classes)) if classes else -1
             records.append(Record(f"{g}-{k}", rng.choice(["train", "valid"]) if seed % 2 else "", f"group {g}", ("a",), label))
