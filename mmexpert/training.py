@@ -101,6 +101,7 @@ def train_fold(session: Session, fold: Fold, count: int, accelerator: Any) -> fl
     if status is not None and status.fingerprint and status.fingerprint != session.fingerprint:
         raise RunFolderError(f"{folder}: the data has changed since the run began; choose another name=, or resume=never")
     if fold.number and ranks.rank == 0:
+        folder.mkdir(exist_ok=True)
         write_run_files(folder, cfg, session.overrides, session.hash, ranks.processes)
     started = time.monotonic()
     status = status or Status("running", session.hash)

@@ -80,6 +80,6 @@ def fit(
             except SystemExit:  # asked to stop: what was trained is kept, the evaluation runs again from its start
                 run.checkpoints.save(module, optimizer, schedule, progress, accelerator.scaler)
                 raise
-        progress.close_epoch(run.meter.epoch(progress, metrics), settings.monitors if metrics else ())
+        progress.close_epoch(run.meter.epoch(progress, metrics, module, schedule), settings.monitors if metrics else ())
         run.checkpoints.save(module, optimizer, schedule, progress, accelerator.scaler)
     return progress

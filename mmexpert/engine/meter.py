@@ -50,10 +50,12 @@ class Meter:
             self.tracker.log_step(row)
             self.console.step(row)
 
-    def epoch(self, progress: Progress, metrics: dict[str, float]) -> dict[str, Any]:
-        """The history row of the epoch that just ended: train/ means over its samples, valid/ metrics, times."""
+    def epoch(self, progress: Progress, metrics: dict[str, float], module: nn.Module, schedule: Any) -> dict[str, Any]:
+        """The history row of the epoch that just ended: train/ means over its samples, valid/ metrics, rates, scales, time."""
         train = {f"train/{name}": value for name, value in progress.epoch_means(self.ranks.sum).items()}
         row = {"epoch": progress.epoch + 1, "step": progress.step} | train | {f"valid/{name}": value for name, value in metrics.items()}
+        row |= {f"train/{name.replace('/', '_')}": value for name, value in self._rates(schedule).items()}
+        row |= {f"train/{name}": float(value) for name, value in module.scales().items()}
         row["train/epoch_time"] = round(time.monotonic() - self.epoch_start, 3)
         if self.ranks.rank == 0:
             self.tracker.log_epoch(row, progress.history + [row])

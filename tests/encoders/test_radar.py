@@ -87,6 +87,17 @@ def test_a_tower_of_all_views_takes_a_clip_that_shows_doppler_alone(kind, fusion
 
 
 @pytest.mark.parametrize("kind", TOWERS)
+def test_an_absent_view_is_told_to_the_fusion_and_not_averaged_as_zero(kind):
+    module, radar = tower(kind, fusion=Add(DIM, 0.0)), clips([48, 20], 48)
+    fused = []
+    module.fusion.register_forward_hook(lambda _, inputs, output: fused.append((inputs[0], output)))
+    module({name: radar[name] for name in ("doppler_time", "mask")})
+    views, output = fused[0]
+    torch.testing.assert_close(output, views[:, :, 1])
+    assert output.any()
+
+
+@pytest.mark.parametrize("kind", TOWERS)
 def test_every_parameter_of_a_doppler_tower_learns_from_doppler_alone(kind):
     module, radar = tower(kind, views=["doppler"]).train(), clips([48, 20], 48)
     module({name: radar[name] for name in ("doppler_time", "mask")}).features.square().sum().backward()

@@ -1,0 +1,73 @@
+"""README's pictures: a simulated clip's three views beside a real RadHAR window's, and the training curve of a finished run.
+
+    python scripts/make_pictures.py --radhar ../shared/data/radhar --run outputs/radar/default      # writes docs/pictures/
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+
+from mmexpert.config import CONF_DIR, instantiate
+
+OUT = Path(__file__).resolve().parents[1] / "docs" / "pictures"
+AXES = {
+    "range_time": ("range (m)", (0, 11.15)),
+    "doppler_time": ("range rate (m/s)", (-6.06, 6.06)),
+    "azimuth_time": ("direction cosine", (-1, 1)),
+}
+
+
+def simulated(cache: str) -> tuple[dict[str, np.ndarray], str, float]:
+    """Views of a clip that walks and then does something else, its caption, frames per second."""
+    node = OmegaConf.merge(
+        OmegaConf.load(Path(CONF_DIR) / "dataset/radar_sim.yaml"), {"train": 40, "valid": 0, "test": 0, "cache_dir": cache}
+    )
+    dataset = instantiate(node, "dataset")
+    index = next(i for i, record in enumerate(dataset.records) if "walk" in record.captions[0] and "then" in record.captions[0])
+    sample = dataset[(index, -1, 0)]
+    return sample["radar"], sample["text"], 50.0
+
+
+def real(root: str, cache: str) -> tuple[dict[str, np.ndarray], str, float]:
+    """Views of 300 frames of a RadHAR session, moving points only."""
+    changes = {"root": root, "cache_dir": cache, "window": 300, "augmentation": None}
+    node = OmegaConf.merge({"dataset": OmegaConf.load(Path(CONF_DIR) / "dataset/radhar.yaml")}, {"dataset": changes}).dataset
+    dataset = instantiate(node, "dataset")
+    index = next(i for i, record in enumerate(dataset.records) if record.id.startswith("jack/"))
+    return dataset[(index, -1, 0)]["radar"], dataset.records[index].id, 30.0
+
+
+def draw(clips: list[tuple[str, tuple[dict[str, np.ndarray], str, float]]], path: Path) -> None:
+    """A row a clip, a column a view; axes in units, brighter is stronger."""
+    figure = Figure(figsize=(13, 6.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(clips), 3, squeeze=False)
+    for line, (kind, (views, text, fps)) in zip(panels, clips, strict=True):
+        for panel, (name, x) in zip(line, views.items(), strict=True):
+            label, (low, high) = AXES[name]
+            panel.imshow(x, origin="lower", aspect="auto", extent=(0, x.shape[1] / fps, low, high), cmap="magma", interpolation="nearest")
+            panel.set(xlabel="time (s)", ylabel=label)
+        line[1].set_title(f"{kind}: {text}", fontsize=10)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Writes the pictures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--radhar", required=True, help="root of the RadHAR data")
+    parser.add_argument("--run", required=True, help="a finished run folder")
+    parser.add_argument("--cache", default="outputs/cache")
+    given = parser.parse_args()
+    OUT.mkdir(parents=True, exist_ok=True)
+    draw([("simulated", simulated(given.cache)), ("RadHAR", real(given.radhar, given.cache))], OUT / "views.png")
+    shutil.copy(Path(given.run) / "plots" / "training_curves.png", OUT / "training_curves.png")
+    print(f"wrote {OUT}/views.png and training_curves.png")
+
+
+if __name__ == "__main__":
+    main()
