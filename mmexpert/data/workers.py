@@ -6,6 +6,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -134,8 +135,8 @@ class Stream:
     def _await(self, step: Callable[[Any], Any], subject: Any) -> Any:
         """step(subject), in which alone a worker's death is raised. Raises ProcessError."""
         try:
-            with _CHILDREN:
-                if dead := self._dead():
+            with _CHILDREN.watched_for(self):
+                if dead := self.dead():
                     raise RuntimeError(f"DataLoader worker (pid {dead[0][1]}) has died")
                 return step(subject)
         except RuntimeError as error:
@@ -145,36 +146,43 @@ class Stream:
         finally:
             _CHILDREN.adopt()
 
-    def _dead(self) -> list[tuple[int, int]]:
+    def dead(self) -> list[tuple[int, int]]:
+        """(number, pid) of this loader's workers that ended with an error or by a signal."""
         workers = getattr(self._iterator, "_workers", [])
         return [(number, worker.pid) for number, worker in enumerate(workers) if not worker.is_alive() and worker.exitcode]
 
     def _failure(self, error: RuntimeError) -> str:
         requests, count = self.requests, self.settings.num_workers
         remedy = "trainer.num_workers=0 shows the sample at fault"
-        if dead := self._dead():
+        if dead := self.dead():
             number, pid = dead[0]
             names = self.source.names(requests.of_worker(number, count))
-            return f"loader worker {number} (pid {pid}) died ({error}) while it had to load {_told(names)}; {remedy}, unless memory ran out"
+            task = (
+                f"while it had to load {_told(names)}; {remedy}, unless memory ran out"
+                if names
+                else "between two epochs; did memory run out?"
+            )
+            return f"loader worker {number} (pid {pid}) died ({error}) {task}"
         awaited = requests.under_way[0] if requests.under_way else []
-        return (
-            f"a loader worker gave nothing for trainer.loader_timeout_s={self.settings.timeout_s} while it had to load "
-            f"{_told(self.source.names(awaited))}; {remedy}"
-        )
+        task = f"load {_told(self.source.names(awaited))}; {remedy}" if awaited else "begin an epoch"
+        return f"a loader worker gave nothing for trainer.loader_timeout_s={self.settings.timeout_s} while it had to {task}"
 
 
 class Children:
     """torch raises a worker's death from a signal handler, wherever the main thread is: in a backward pass, in a save. Here it is raised
-    only while a batch is awaited; what dies meanwhile is found at the next batch."""
+    only in the stream that awaits a batch of that worker; what dies meanwhile is found at the next batch."""
 
     def __init__(self) -> None:
-        self.awaited = False
+        self.stream: Stream | None = None
 
-    def __enter__(self) -> None:
-        self.awaited = True
-
-    def __exit__(self, *_: object) -> None:
-        self.awaited = False
+    @contextmanager
+    def watched_for(self, stream: Stream) -> Iterator[None]:
+        """The stream awaits a batch."""
+        self.stream = stream
+        try:
+            yield
+        finally:
+            self.stream = None
 
     def adopt(self) -> None:
         """Puts itself before torch's handler, which is there from a process's first loader with workers on."""
@@ -183,8 +191,13 @@ class Children:
             return
 
         def handler(number: int, frame: FrameType | None) -> None:
-            if self.awaited:
+            if self.stream is None:
+                return
+            try:
                 theirs(number, frame)
+            except RuntimeError:
+                if self.stream.dead():  # else it is another stream's: that one will find it
+                    raise
 
         handler.of_children = True
         signal.signal(signal.SIGCHLD, handler)
@@ -194,11 +207,10 @@ _CHILDREN = Children()
 
 
 def start_worker(_: int) -> None:
-    """One thread, and deaf to what stops a run: a signal to the group must not end the worker before the run has saved."""
+    """Deaf to what stops a run: a signal to the group must not end the worker before the run has saved. torch gives it one thread."""
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    torch.set_num_threads(1)
 
 
 def _told(names: list[str]) -> str:
-    return f"sample {names[0]}" if len(names) == 1 else f"one of the samples {', '.join(names) or '(none)'}"
+    return f"sample {names[0]}" if len(names) == 1 else f"one of the samples {', '.join(names)}"

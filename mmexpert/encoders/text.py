@@ -135,17 +135,17 @@ class TransformersText(TextEncoder):
     @staticmethod
     def tokenizer_for(texts: list[str], node: dict[str, Any]) -> TextTokenizer:
         """The tokenizer that lies beside the model; texts are not used."""
-        from transformers import AutoTokenizer
-
         source = find_source(node["name"], "encoder.text.name", _INSTEAD, (CONFIG, WEIGHTS, TOKENIZER))
+        from transformers import AutoTokenizer  # after the search: an error within a second, and the import alone takes longer
+
         tokenizer = _fetched(node["name"], lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False))
         return TextTokenizer(tokenizer, node["max_length"])
 
 
 def _backbone(name: str) -> nn.Module:
+    source = find_source(name, "encoder.text.name", _INSTEAD, (CONFIG, WEIGHTS))
     from transformers import AutoConfig, AutoModel
 
-    source = find_source(name, "encoder.text.name", _INSTEAD, (CONFIG, WEIGHTS))
     config = _fetched(name, lambda: AutoConfig.from_pretrained(source, trust_remote_code=False))
     if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "hidden_size"):
         raise ConfigError(f"encoder.text.name={name} is a {config.model_type} model: choose a text encoder, such as BERT or MPNet")

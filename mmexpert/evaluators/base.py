@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmexpert.types import DataError, Encoding
+from mmexpert.types import DataError, Encoding, Pair
 
 
 @dataclass
@@ -30,26 +30,26 @@ class Collected:
     query: Encoding
     target: Encoding
     class_logits: Tensor | None = None  # [n, K]
-    class_scores: Tensor | None = None  # [n, K] cosine with the class texts
     label: Tensor | None = None  # [n]
-    hard: dict[str, Tensor] | None = None  # row [h], kind [h], margin by score name [h]
+    hard: dict[str, Tensor] | None = None  # id [h], kind [h], margin by score name [h]
 
 
-def collect(objective: nn.Module, loaders: Any, accelerator: Any, part: str) -> Collected:
+def collect(objective: nn.Module, loaders: Any, accelerator: Any, part: str, view: str | None = None) -> Collected:
     """Encodes a part: every rank its share, gathered, sorted by id, each id once (samplers pad with repeats).
 
-    Features leave autocast in half precision and are scored in fp32. Raises DataError where an id is missing.
+    view: all other views of the query are withheld, hard captions left out. Features leave autocast in half precision and are scored
+    in fp32. Raises DataError where an id is missing.
     """
     rows: list[dict[str, Any]] = []
-    model = objective.model
     for batch in loaders.part(part):
+        if view is not None:
+            role = objective.model.query
+            batch = {**batch, role: {name: x for name, x in batch[role].items() if name in (view, "mask")}}
         with torch.no_grad(), accelerator.autocast():
-            pair = model(batch)
+            pair = objective.model(batch)
             row: dict[str, Any] = {"ids": batch["id"], "keys": batch["positive_key"], "query": pair.query, "target": pair.target}
             row |= {"label": batch.get("label"), "class_logits": pair.class_logits}
-            if getattr(model, "prompt_ids", None) is not None:
-                row["class_scores"] = model.class_scores(pair.query)
-            if "hard_text" in batch:
+            if "hard_text" in batch and view is None:
                 row["hard"] = _hard_margins(objective, batch, pair.query, pair.target)
         rows.append(_on_cpu(row))
     gathered = [row for rank in _gather(rows) for row in rank]
@@ -99,7 +99,8 @@ def _join(rows: list[dict[str, Any]], expected: Sequence[int]) -> Collected:
     order = order[first]
     if ids[order].tolist() != sorted(expected):
         missing = sorted(set(expected) - set(ids.tolist()))
-        raise DataError(f"{len(missing)} samples of the part were not evaluated, the first at record {missing[:1]}")
+        strange = sorted(set(ids.tolist()) - set(expected))
+        raise DataError(f"{len(missing)} samples of the part were not evaluated, the first {missing[:3]}; not of the part: {strange[:3]}")
 
     def joined(name: str) -> Tensor | None:
         return None if rows[0].get(name) is None else torch.cat([row[name] for row in rows])[order]
@@ -115,7 +116,6 @@ def _join(rows: list[dict[str, Any]], expected: Sequence[int]) -> Collected:
         _join_encodings([row["query"] for row in rows], order),
         _join_encodings([row["target"] for row in rows], order),
         joined("class_logits"),
-        joined("class_scores"),
         joined("label"),
         hard,
     )
@@ -141,17 +141,39 @@ def _join_encodings(encodings: list[Encoding], order: Tensor) -> Encoding:
 
 
 def part_losses(objective: nn.Module, collected: Collected, block: int) -> dict[str, float]:
-    """Mean loss terms of a part over blocks of its gathered features, in hash order of nothing but their ids' order: the same for any
-    number of processes. block: samples a block, as many as a training batch holds."""
-    query = torch.nn.functional.normalize(collected.query.features, dim=1)
-    target = torch.nn.functional.normalize(collected.target.features, dim=1)
-    shuffled = torch.randperm(len(query), generator=torch.Generator().manual_seed(0))  # ids are sorted by class: blocks must mix
+    """Mean loss terms of a part over blocks of its gathered rows: the same for any number of processes, and in every epoch.
+
+    block: rows a block, as many as a training batch holds; the last one may be smaller, terms are weighted by rows.
+    """
+    shuffled = torch.randperm(len(collected.ids), generator=torch.Generator().manual_seed(0))  # ids are sorted by class: blocks must mix
     device = next(objective.parameters()).device
     sums: dict[str, float] = {}
     for rows in shuffled.split(block):
-        positives = (collected.keys[rows, None] == collected.keys[rows]).to(device)
         with torch.no_grad():
-            terms = objective.score_losses((query[rows] @ target[rows].T).to(device), positives)
+            terms = _block_losses(objective, collected, rows, device)
         for name, value in terms.items():
             sums[name] = sums.get(name, 0.0) + float(value) * len(rows)
-    return {name: total / len(query) for name, total in sums.items()}
+    return {name: total / len(shuffled) for name, total in sums.items()}
+
+
+def _block_losses(objective: nn.Module, collected: Collected, rows: Tensor, device: torch.device) -> dict[str, Tensor]:
+    """The terms that training has, of one block: contrastive, class and sequence, and their weighted sum."""
+    query, target = rows_of(collected.query, rows, device), rows_of(collected.target, rows, device)
+    positives = (collected.keys[rows, None] == collected.keys[rows]).to(device)
+    unit = torch.nn.functional.normalize
+    terms = dict(objective.score_losses(unit(query.features, dim=1) @ unit(target.features, dim=1).T, positives))
+    if collected.class_logits is not None and collected.label is not None:
+        pair = Pair(query, target, collected.class_logits[rows].to(device))
+        for name, value in objective.loss.class_loss(pair, {"label": collected.label[rows].to(device)}).items():
+            terms[name] = value
+            terms["loss_total"] = terms["loss_total"] + objective.loss.term_weights[name] * value
+    if objective.similarity is not None:
+        terms["loss_seq"] = objective.sequence_loss.from_scores(objective.similarity(query, target), positives)["loss_clip"]
+        terms["loss_total"] = terms["loss_total"] + objective.ramp * objective.sequence_weight * terms["loss_seq"]
+    return terms
+
+
+def rows_of(encoding: Encoding, rows: Tensor, device: torch.device) -> Encoding:
+    """Some rows of an encoding, on a device."""
+    parts = (encoding.features, encoding.sequence, encoding.mask)
+    return Encoding(*(None if x is None else x[rows].to(device) for x in parts))

@@ -1,23 +1,40 @@
 """Classification through class texts (cosine with each class's prompts) or a class head, beside a linear probe of the same features."""
 
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from mmexpert.data.records import Record
 from mmexpert.evaluators.base import Collected, Evaluation, collect, part_losses
-from mmexpert.metrics.classification import chance_lines, classification_metrics, confusion_counts, group_rows, per_class_rows
+from mmexpert.metrics.classification import (
+    chance_lines,
+    classification_metrics,
+    confusion_counts,
+    group_rows,
+    per_class_rows,
+    precision_at,
+)
 from mmexpert.metrics.statistics import group_bootstrap
-from mmexpert.types import ConfigError
+from mmexpert.types import ConfigError, Encoding, NonFiniteError
+
+log = logging.getLogger(__name__)
+_TEXT_SCALE = 1 / 0.07  # of cosines that no head has scaled: the losses' first scale
 
 
 class ClassificationEvaluator:
-    """linear_probe: parts in which a logistic regression on the frozen query features of the training part is scored beside. seed: of
-    the bootstrap over groups."""
+    """linear_probe: parts in which a logistic regression on the frozen query features of the training part is scored beside. prior:
+    as_trained | train (log class shares of the training part are added, for models that a sampler has balanced). seed: of the
+    bootstrap over groups."""
 
-    def __init__(self, linear_probe: list[str], seed: int) -> None:
-        self.linear_probe, self.seed = linear_probe, seed
+    def __init__(self, linear_probe: list[str], prior: str, seed: int) -> None:
+        if prior not in ("as_trained", "train"):
+            raise ConfigError(f"evaluator.prior={prior}: choose as_trained or train")
+        self.linear_probe, self.prior, self.seed = linear_probe, prior, seed
+        self._mixed_told: set[str] = set()
 
     def __call__(self, objective: nn.Module, loaders: Any, accelerator: Any, part: str) -> Evaluation:
         """Encodes the part and reports; objective is the unwrapped module in evaluation mode."""
@@ -25,18 +42,18 @@ class ClassificationEvaluator:
         if dataset.classes is None:
             raise ConfigError(f"evaluator=classification: {dataset.name} has no classes; choose evaluator=retrieval")
         collected = collect(objective, loaders, accelerator, part)
-        probabilities, by = class_probabilities(collected)
+        if collected.label is None:
+            raise KeyError("batch has no 'label'; evaluator=classification needs a data set with classes")
         labels = collected.label.numpy()
+        texts = text_scores(objective, collected, accelerator)
+        probabilities, by = self._probabilities(collected, texts, loaders)
         records = [dataset.records[i] for i in collected.ids.tolist()]
         groups = [record.group for record in records]
         metrics: dict[str, Any] = dict(classification_metrics(probabilities, labels))
-        hit = (probabilities.argmax(1) == labels).astype(float)
-        low, high = group_bootstrap([(groups, labels)], lambda _, rows: float(hit[rows].mean()), self.seed)
-        metrics |= {"acc_lo": low, "acc_hi": high}
-        means, truth, mixed = group_rows(probabilities, labels, groups)
-        if len(truth):
-            votes = classification_metrics(means, truth)
-            metrics |= {f"group_{name}": votes[name] for name in ("acc", "balanced_acc")}
+        metrics |= self._grouped(probabilities, labels, groups, part)
+        if texts is not None:
+            name = f"{objective.model.target}_to_{objective.model.query}"
+            metrics |= {f"{name}_p{k}": precision_at(texts.numpy(), labels, k) for k in (5, 10)}
         if part in self.linear_probe:
             metrics |= self._probe(objective, loaders, accelerator, collected)
         metrics |= part_losses(objective, collected, loaders.batch_size)
@@ -45,29 +62,46 @@ class ClassificationEvaluator:
             "part": part,
             "dataset": dataset.name,
             "by": by,
+            "prior": self.prior,
             "rows": len(labels),
             "groups": len(set(groups)),
-            "groups_with_two_labels": mixed,
+            "groups_with_two_labels": group_rows(probabilities, labels, groups)[2],
             "n_classes_used": metrics["n_classes_used"],
             "chance": chance_lines(labels, len(names)),
-            "uncalibrated": objective.model.head is not None and "loss_class" not in objective.loss.term_weights,
+            "uncalibrated": collected.class_logits is None or "loss_class" not in objective.loss.term_weights,
         }
-        counts = confusion_counts(probabilities.argmax(1), labels, len(names))
-        tables = {
-            "confusion": [{"truth": name, **dict(zip(names, row.tolist(), strict=True))} for name, row in zip(names, counts, strict=True)],
-            "per_class": per_class_rows(probabilities, labels, names),
-        }
-        predictions = [
-            {
-                "id": record.id,
-                "group": record.group,
-                "label": names[label],
-                "predicted": names[row.argmax()],
-                **{f"p_{name}": float(p) for name, p in zip(names, row, strict=True)},
-            }
-            for record, label, row in zip(records, labels.tolist(), probabilities, strict=True)
-        ]
-        return Evaluation({name: value for name, value in metrics.items() if value is not None}, protocol, tables, predictions)
+        known = {name: value for name, value in metrics.items() if value is not None}
+        return Evaluation(known, protocol, _tables(probabilities, labels, names), _predictions(probabilities, labels, names, records))
+
+    def _probabilities(self, collected: Collected, texts: Tensor | None, loaders: Any) -> tuple[np.ndarray, str]:
+        """Probabilities [n, K] in fp64 and where they come from: the class head, else the cosines at the usual scale."""
+        if collected.class_logits is not None:
+            logits, by = collected.class_logits.double(), "class head"
+        elif texts is not None:
+            logits, by = texts.double() * _TEXT_SCALE, "class texts"
+        else:
+            raise ConfigError("evaluator=classification needs class logits or class texts: choose model/head=text")
+        if not bool((finite := torch.isfinite(logits).all(1)).all()):
+            bad = [loaders.dataset.records[i].id for i in collected.ids[~finite][:5].tolist()]
+            raise NonFiniteError(f"{int((~finite).sum())} rows have class scores that are not finite, the first: {', '.join(bad)}")
+        if self.prior == "train":
+            trained = [loaders.dataset.records[i].label for i in loaders.parts["train"]]
+            shares = torch.bincount(torch.tensor(trained), minlength=logits.shape[1]).double() / len(trained)
+            logits = logits + shares.clamp(min=1e-12).log()
+        return torch.softmax(logits, 1).numpy(), by
+
+    def _grouped(self, probabilities: np.ndarray, labels: np.ndarray, groups: Sequence[str], part: str) -> dict[str, Any]:
+        """Interval of acc over groups, and the metrics of one vote a group (group_...)."""
+        hit = (probabilities.argmax(1) == labels).astype(float)
+        low, high = group_bootstrap([(groups, labels)], lambda _, rows: float(hit[rows].mean()), self.seed)
+        means, truth, mixed = group_rows(probabilities, labels, groups)
+        if mixed and part not in self._mixed_told:
+            self._mixed_told.add(part)
+            log.warning("%s part: %d groups hold two labels and are left out of group_...", part, mixed)
+        votes = classification_metrics(means, truth) if len(truth) else {}
+        # one group a class leaves nothing to draw: no width would read as certainty
+        interval = {"acc_lo": low, "acc_hi": high} if low < high else {}
+        return interval | {f"group_{name}": value for name, value in votes.items()}
 
     def _probe(self, objective: nn.Module, loaders: Any, accelerator: Any, collected: Collected) -> dict[str, float]:
         """A linear head on the same encoder: logistic regression on standardised features of the training part, not augmented."""
@@ -83,12 +117,33 @@ class ClassificationEvaluator:
         return {"probe_acc": float((predicted == labels).mean()), "probe_balanced_acc": float(np.mean(recalls))}
 
 
-def class_probabilities(collected: Collected) -> tuple[np.ndarray, str]:
-    """Probabilities [n, K] in fp64 and where they come from: the class head, else the cosines at the usual scale of 1 / 0.07."""
-    if collected.label is None:
-        raise KeyError("batch has no 'label'; evaluator=classification needs a data set with classes")
-    if collected.class_logits is not None:
-        return torch.softmax(collected.class_logits.double(), 1).numpy(), "class head"
-    if collected.class_scores is None:
-        raise ConfigError("evaluator=classification needs class logits or class texts: choose model/head=text")
-    return torch.softmax(collected.class_scores.double() / 0.07, 1).numpy(), "class texts"
+def text_scores(objective: nn.Module, collected: Collected, accelerator: Any) -> Tensor | None:
+    """Cosine [n, K] with the class texts, fp32 on the CPU; None where the model has none. The texts are encoded once."""
+    model = objective.model
+    if getattr(model, "prompt_ids", None) is None:
+        return None
+    device = next(objective.parameters()).device
+    with torch.no_grad(), accelerator.autocast():
+        return model.class_scores(Encoding(collected.query.features.to(device))).float().cpu()
+
+
+def _tables(probabilities: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    counts = confusion_counts(probabilities.argmax(1), labels, len(names))
+    return {
+        "confusion": [{"truth": name, **dict(zip(names, row.tolist(), strict=True))} for name, row in zip(names, counts, strict=True)],
+        "per_class": per_class_rows(probabilities, labels, names),
+    }
+
+
+def _predictions(probabilities: np.ndarray, labels: np.ndarray, names: Sequence[str], records: Sequence[Record]) -> list[dict[str, Any]]:
+    """A row a sample."""
+    return [
+        {
+            "id": record.id,
+            "group": record.group,
+            "label": names[label],
+            "predicted": names[row.argmax()],
+            **{f"p_{name}": float(p) for name, p in zip(names, row, strict=True)},
+        }
+        for record, label, row in zip(records, labels.tolist(), probabilities, strict=True)
+    ]

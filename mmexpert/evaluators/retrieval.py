@@ -1,48 +1,70 @@
 """Full-gallery retrieval: every sample of a part once, both directions, with the chance line."""
 
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmexpert.evaluators.base import Collected, Evaluation, collect, part_losses
+from mmexpert.evaluators.base import Collected, Evaluation, collect, part_losses, rows_of
+from mmexpert.evaluators.galleries import Gallery
 from mmexpert.metrics.ranks import Ranking, rank_scores, unit
-from mmexpert.metrics.retrieval import chance_recall, direction_metrics, hubness, retrieval_metrics, similarity_metrics
+from mmexpert.metrics.retrieval import chance_recall, rank_both, ranked_metrics, retrieval_metrics, similarity_metrics
 from mmexpert.types import ConfigError
 
+log = logging.getLogger(__name__)
 _SCORE_ROWS = 32  # query rows a block of the similarity
 
 
 class RetrievalEvaluator:
     """k: limits of R@K. ties: pessimistic | optimistic | mean. rank_by: auto (fused where there is a similarity) | pooled | sequence |
-    fused. small_gallery: also galleries of so many samples, keys galleryN_..., or None."""
+    fused. small_gallery: also galleries of so many items, keys galleryN_..., or None. folds_of: also the items cut in id order, keys
+    foldsN_..., or None. ablate_views: also with each view of the query alone, keys only_VIEW_...."""
 
-    def __init__(self, k: list[int], ties: str, rank_by: str, small_gallery: int | None, allow_unanswerable: bool) -> None:
+    def __init__(
+        self,
+        k: list[int],
+        ties: str,
+        rank_by: str,
+        small_gallery: int | None,
+        folds_of: int | None,
+        ablate_views: bool,
+        allow_unanswerable: bool,
+    ) -> None:
         if rank_by not in ("auto", "pooled", "sequence", "fused"):
             raise ConfigError(f"evaluator.rank_by={rank_by}: choose auto, pooled, sequence or fused")
+        if ties not in ("pessimistic", "optimistic", "mean"):
+            raise ConfigError(f"evaluator.ties={ties}: choose pessimistic, optimistic or mean")
         if not k or min(k) < 1:
             raise ConfigError(f"evaluator.k={k}: one or more limits of at least 1")
-        self.k, self.ties, self.rank_by = k, ties, rank_by
-        self.small_gallery, self.allow_unanswerable = small_gallery, allow_unanswerable
+        for name, size in (("small_gallery", small_gallery), ("folds_of", folds_of)):
+            if size is not None and size < 2:
+                raise ConfigError(f"evaluator.{name}={size}: 2 or more items, or null")
+        self.k, self.ties, self.rank_by, self.allow_unanswerable = k, ties, rank_by, allow_unanswerable
+        self.small_gallery, self.folds_of, self.ablate_views = small_gallery, folds_of, ablate_views
+        self._told: set[str] = set()
 
     def __call__(self, objective: nn.Module, loaders: Any, accelerator: Any, part: str) -> Evaluation:
         """Encodes the part, ranks it and reports; objective is the unwrapped module in evaluation mode."""
+        chosen = self._score_name(objective)
         collected = collect(objective, loaders, accelerator, part)
         roles = (objective.model.query, objective.model.target)
-        query, query_rows = _each_item_once(collected, loaders)
-        query_keys = collected.keys[query_rows]
-        chosen = self._score_name(objective)
+        gallery = Gallery.of(collected, loaders.dataset.records)
+        self._warn_small(part, min(len(gallery.query), len(gallery.target)))
         metrics, rankings = retrieval_metrics(
-            query, collected.target.features, query_keys, collected.keys, roles, self.k, self.ties, self.allow_unanswerable
+            gallery.query, gallery.target, gallery.query_keys, gallery.target_keys, roles, self.k, self.ties, self.allow_unanswerable
         )
-        if chosen != "pooled":
-            metrics, rankings = self._ranked_by(objective, collected, roles, chosen, metrics)
-        metrics |= self._small_galleries(collected, roles)
-        metrics |= _hard_metrics(collected, loaders.dataset.hard_kinds, chosen)
+        if objective.similarity is not None:
+            metrics, rankings = self._all_scores(objective, collected, gallery, roles, chosen, (metrics, rankings))
+        for size, cut in ((self.small_gallery, gallery.small), (self.folds_of, gallery.folds)):
+            if size:
+                metrics |= cut(size, roles, self.k, self.ties)
+        if self.ablate_views:
+            metrics |= self._ablated(objective, loaders, accelerator, part, roles)
+        metrics |= hard_metrics(collected, loaders.dataset.hard_kinds, chosen)
         metrics |= part_losses(objective, collected, loaders.batch_size)
-        protocol = self._protocol(query_keys, collected, loaders, part, chosen, roles)
-        tables = _tables(query, collected, query_keys, rankings)
-        return Evaluation(metrics, protocol, tables, _predictions(collected, query_rows, rankings, roles, loaders))
+        protocol = self._protocol(gallery, loaders, part, chosen, rankings)
+        return Evaluation(metrics, protocol, _tables(gallery, rankings), _predictions(collected, gallery, rankings, roles, loaders))
 
     def _score_name(self, objective: nn.Module) -> str:
         if objective.similarity is None:
@@ -51,55 +73,57 @@ class RetrievalEvaluator:
             return "pooled"
         return "fused" if self.rank_by == "auto" else self.rank_by
 
-    def _ranked_by(
-        self, objective: nn.Module, collected: Collected, roles: tuple[str, str], chosen: str, pooled: dict[str, float]
-    ) -> tuple[dict[str, float], dict[str, Ranking]]:
-        """Metrics under all scores: the chosen one's by plain names, the others with the score's name before theirs."""
-        scores = {"sequence": sequence_scores(objective, collected)}
-        cosine = unit(collected.query.features, roles[0]) @ unit(collected.target.features, roles[1]).T
+    def _warn_small(self, part: str, rows: int) -> None:
+        if max(self.k) >= rows and part not in self._told:
+            self._told.add(part)
+            log.warning("%s part: a gallery of %d rows makes R@%d 100 whatever the model does", part, rows, max(self.k))
+
+    def _all_scores(
+        self, objective: nn.Module, collected: Collected, gallery: Gallery, roles: tuple[str, str], chosen: str,
+        pooled: tuple[dict[str, float], dict[str, Ranking]],
+    ) -> tuple[dict[str, float], dict[str, Ranking]]:  # fmt: skip
+        """Metrics under every score: the chosen one's by plain names, recalls of the others with the score's name before theirs."""
+        found, rankings = pooled
+        sequence = sequence_scores(objective, collected, gallery.query_rows)
         weight = objective.sequence_weight
-        scores["fused"] = (cosine + weight * scores["sequence"]) / (1 + weight)
-        found = {f"pooled_{name}": value for name, value in pooled.items() if "_R@" in name or name == "RSum"}
-        plain = {name: value for name, value in pooled.items() if "_R@" not in name and name != "RSum"}
-        rankings: dict[str, Ranking] = {}
-        for name, matrix in scores.items():
-            metrics, ranked = self._from_matrix(matrix, collected.keys, roles)
-            if name == chosen:
-                plain, rankings = plain | metrics, ranked
-            else:
+        fused = (unit(gallery.query, roles[0]) @ unit(gallery.target, roles[1]).T + weight * sequence) / (1 + weight)
+        by_score = {"pooled": (dict(found), rankings)}
+        for name, scores in (("sequence", sequence), ("fused", fused)):
+            ranked = self._rank_matrix(scores, gallery, roles)
+            by_score[name] = ranked_metrics(ranked, (len(gallery.target), len(gallery.query)), self.k), ranked
+        found = found | by_score[chosen][0]
+        for name, (metrics, _) in by_score.items():
+            if name != chosen:
                 found |= {f"{name}_{key}": value for key, value in metrics.items() if "_R@" in key or key == "RSum"}
-        return plain | found, rankings
+        return found, by_score[chosen][1]
 
-    def _from_matrix(self, scores: Tensor, keys: Tensor, roles: tuple[str, str]) -> tuple[dict[str, float], dict[str, Ranking]]:
-        found: dict[str, float] = {}
+    def _rank_matrix(self, scores: Tensor, gallery: Gallery, roles: tuple[str, str]) -> dict[str, Ranking]:
         rankings = {}
-        for matrix, (a, b) in ((scores, roles), (scores.T, roles[::-1])):
-            name = f"{a}_to_{b}"
-            rankings[name] = rank_scores(lambda rows, matrix=matrix: matrix[rows], keys, keys, self.ties)
-            found |= direction_metrics(rankings[name], matrix.shape[1], self.k, name) | hubness(rankings[name].top, matrix.shape[1], name)
-        found["RSum"] = sum(value for key, value in found.items() if "_R@" in key and key.rsplit("@", 1)[1] in ("1", "5", "10"))
-        return found, rankings
+        for matrix, names, keys in (
+            (scores, roles, (gallery.query_keys, gallery.target_keys)),
+            (scores.T, roles[::-1], (gallery.target_keys, gallery.query_keys)),
+        ):
+            rankings[f"{names[0]}_to_{names[1]}"] = rank_scores(
+                lambda rows, matrix=matrix: matrix[rows], *keys, self.ties, allow_unanswerable=self.allow_unanswerable
+            )
+        return rankings
 
-    def _small_galleries(self, collected: Collected, roles: tuple[str, str]) -> dict[str, float]:
-        """Mean over galleries of small_gallery samples, in a fixed random order; a rest is left out."""
-        size = self.small_gallery
-        if not size or len(collected.ids) < size:
-            return {}
-        order = torch.randperm(len(collected.ids), generator=torch.Generator().manual_seed(0))
-        sums: dict[str, list[float]] = {}
-        for rows in order[: len(order) // size * size].split(size):
-            query, target, keys = collected.query.features[rows], collected.target.features[rows], collected.keys[rows]
-            metrics, _ = retrieval_metrics(query, target, keys, keys, roles, self.k, self.ties)
-            for key in (name for name in metrics if "_R@" in name):
-                sums.setdefault(f"gallery{size}_{key}", []).append(metrics[key])
-        return {key: sum(values) / len(values) for key, values in sums.items()}
+    def _ablated(self, objective: nn.Module, loaders: Any, accelerator: Any, part: str, roles: tuple[str, str]) -> dict[str, float]:
+        """Recalls with one view of the query alone: only_VIEW_..., by pooled scores."""
+        batches = loaders.part(part)
+        views = [name for name in next(iter(batches))[roles[0]] if name != "mask"]
+        found: dict[str, float] = {}
+        for view in views if len(views) > 1 else []:
+            gallery = Gallery.of(collect(objective, loaders, accelerator, part, view), loaders.dataset.records)
+            parts = gallery.query, gallery.target, gallery.query_keys, gallery.target_keys
+            rankings = rank_both(*parts, roles, self.ties, self.allow_unanswerable)
+            metrics = ranked_metrics(rankings, (len(gallery.target), len(gallery.query)), self.k)
+            found |= {f"only_{view}_{name}": value for name, value in metrics.items() if "_R@" in name or name == "RSum"}
+        return found
 
-    def _protocol(
-        self, query_keys: Tensor, collected: Collected, loaders: Any, part: str, chosen: str, roles: tuple[str, str]
-    ) -> dict[str, Any]:
-        forth, back = f"{roles[0]}_to_{roles[1]}", f"{roles[1]}_to_{roles[0]}"
-        chance = {f"{forth}_R@{k}": chance_recall(query_keys, collected.keys, k) for k in self.k}
-        chance |= {f"{back}_R@{k}": chance_recall(collected.keys, query_keys, k) for k in self.k}
+    def _protocol(self, gallery: Gallery, loaders: Any, part: str, chosen: str, rankings: dict[str, Ranking]) -> dict[str, Any]:
+        forth, back = rankings
+        sides = {forth: (gallery.query_keys, gallery.target_keys), back: (gallery.target_keys, gallery.query_keys)}
         return {
             "part": part,
             "dataset": loaders.dataset.name,
@@ -107,35 +131,27 @@ class RetrievalEvaluator:
             "ties": self.ties,
             "rank_by": chosen,
             "k": list(self.k),
-            "queries": len(query_keys),
-            "gallery": len(collected.ids),
+            "folds_of": self.folds_of,
+            "small_gallery": self.small_gallery,
+            "queries": len(gallery.query),
+            "gallery": len(gallery.target),
+            "captions": gallery.captions(),
+            "unanswerable": {name: len(keys[0]) - len(rankings[name].kept) for name, keys in sides.items()},
             "directions": [forth, back],
-            "chance": chance,
+            "chance": {f"{name}_R@{k}": chance_recall(*keys, k) for name, keys in sides.items() for k in self.k},
         }
 
 
-def sequence_scores(objective: nn.Module, collected: Collected) -> Tensor:
-    """Similarity scores [n, n] in blocks of query rows: only the scores are kept."""
+def sequence_scores(objective: nn.Module, collected: Collected, query_rows: Tensor) -> Tensor:
+    """Similarity scores [Nq, n] in blocks of query rows: only the scores are kept."""
     device = next(objective.parameters()).device
-    place = lambda e, rows: type(e)(*(None if x is None else x[rows].to(device) for x in (e.features, e.sequence, e.mask)))  # noqa: E731
-    everything = place(collected.target, slice(None))
+    everything = rows_of(collected.target, torch.arange(len(collected.ids)), device)
     with torch.no_grad():
-        rows_of_blocks = torch.arange(len(collected.ids)).split(_SCORE_ROWS)
-        blocks = [objective.similarity(place(collected.query, rows), everything).float().cpu() for rows in rows_of_blocks]
-    return torch.cat(blocks)
+        blocks = query_rows.split(_SCORE_ROWS)
+        return torch.cat([objective.similarity(rows_of(collected.query, rows, device), everything).float().cpu() for rows in blocks])
 
 
-def _each_item_once(collected: Collected, loaders: Any) -> tuple[Tensor, Tensor]:
-    """Query features of each item once: several records of one item are its captions."""
-    seen: dict[str, int] = {}
-    for row, index in enumerate(collected.ids.tolist()):
-        record = loaders.dataset.records[index]
-        seen.setdefault(record.item or record.id, row)
-    rows = torch.tensor(list(seen.values()))
-    return collected.query.features[rows], rows
-
-
-def _hard_metrics(collected: Collected, kinds: tuple[str, ...], chosen: str) -> dict[str, float]:
+def hard_metrics(collected: Collected, kinds: tuple[str, ...], chosen: str) -> dict[str, float]:
     """hard_KIND: percent of captions scored above their hard form (ties are misses; chance 50), by every score that exists."""
     found: dict[str, float] = {}
     if collected.hard is None:
@@ -151,35 +167,29 @@ def _hard_metrics(collected: Collected, kinds: tuple[str, ...], chosen: str) -> 
     return found
 
 
-def _tables(query: Tensor, collected: Collected, query_keys: Tensor, rankings: dict[str, Ranking]) -> dict[str, Any]:
-    histograms = similarity_metrics(unit(query, "query"), unit(collected.target.features, "target"), query_keys, collected.keys)[1]
-    galleries = (len(collected.ids), len(query))
+def _tables(gallery: Gallery, rankings: dict[str, Ranking]) -> dict[str, Any]:
+    query, target = unit(gallery.query, "query"), unit(gallery.target, "target")
+    sizes = (len(target), len(query))
     return {
-        "similarity_histogram": histograms,
+        "similarity_histogram": similarity_metrics(query, target, gallery.query_keys, gallery.target_keys)[1],
         "ranks": {name: ranking.rank.tolist() for name, ranking in rankings.items()},
         "n10": {
-            name: torch.bincount(ranking.top.flatten(), minlength=gallery).tolist()
-            for (name, ranking), gallery in zip(rankings.items(), galleries, strict=True)
+            name: torch.bincount(ranking.top.flatten(), minlength=size).tolist()
+            for (name, ranking), size in zip(rankings.items(), sizes, strict=True)
         },
     }
 
 
 def _predictions(
-    collected: Collected, query_rows: Tensor, rankings: dict[str, Ranking], roles: tuple[str, str], loaders: Any
+    collected: Collected, gallery: Gallery, rankings: dict[str, Ranking], roles: tuple[str, str], loaders: Any
 ) -> list[dict[str, Any]]:
-    """A row a target: its rank in each direction; the query side's stands at its item's first record."""
-    back = rankings[f"{roles[1]}_to_{roles[0]}"]
-    forth = dict(zip(query_rows.tolist(), rankings[f"{roles[0]}_to_{roles[1]}"].rank.tolist(), strict=False))
+    """A row a target: its rank in each direction, None where it was no query; the query side's stands at its item's first record."""
+    forth, back = rankings.values()
+    at = gallery.query_rows[forth.kept].tolist()
+    forth_ranks, back_ranks = (dict(zip(rows, r.rank.tolist(), strict=True)) for rows, r in ((at, forth), (back.kept.tolist(), back)))
     rows = []
-    for row, rank in zip(back.kept.tolist(), back.rank.tolist(), strict=True):
-        record = loaders.dataset.records[int(collected.ids[row])]
-        rows.append(
-            {
-                "id": record.id,
-                "group": record.group,
-                f"rank_{roles[0]}_to_{roles[1]}": forth.get(row),
-                f"rank_{roles[1]}_to_{roles[0]}": rank,
-                "gallery": len(collected.ids),
-            }
-        )
+    for row, index in enumerate(collected.ids.tolist()):
+        record = loaders.dataset.records[index]
+        ranks = {f"rank_{roles[0]}_to_{roles[1]}": forth_ranks.get(row), f"rank_{roles[1]}_to_{roles[0]}": back_ranks.get(row)}
+        rows.append({"id": record.id, "group": record.group, **ranks, "gallery": len(collected.ids)})
     return rows

@@ -29,7 +29,10 @@ class Loss(nn.Module):
         raise NotImplementedError
 
     def from_scores(self, scores: Tensor, positives: Tensor) -> dict[str, Tensor]:
-        """scores [Bq, Bt] fp32 in [-1, 1]; positives [Bq, Bt] bool, one or more in every row and column. No other rank is asked."""
+        """scores [Bq, Bt] in [-1, 1]; positives [Bq, Bt] bool, one or more in every row and column.
+
+        The matrix is taken as whole: no other rank is asked. Half precision is raised to fp32, fp64 stays.
+        """
         raise NotImplementedError
 
     def class_loss(self, pair: Pair, batch: Batch) -> dict[str, Tensor]:
@@ -41,18 +44,28 @@ class Loss(nn.Module):
         with torch.no_grad():
             self.logit_scale.clamp_(0, math.log(MAX_SCALE))
 
+    def unit_rows(self, query: Tensor, target: Tensor, keys: Tensor, target_keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Both sides normalised in fp32 (fp64 stays), autocast or not.
 
-def unit_rows(query: Tensor, target: Tensor, keys: Tensor, target_keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Both sides normalised in fp32 (fp64 stays). Raises where rows and keys differ, or where a gathered copy carries no gradient."""
-    if len(query) != len(keys) or len(target) != len(target_keys):
-        raise ValueError(f"{len(query)} query and {len(target)} target rows, but {len(keys)} and {len(target_keys)} keys")
-    if torch.is_grad_enabled() and not (query.requires_grad or target.requires_grad):
-        raise RuntimeError("features carry no gradient: Accelerator.gather has none; pass the local rows")
-    wide = torch.promote_types(query.dtype, torch.float32)
-    return F.normalize(query.to(wide), dim=1, eps=1e-6), F.normalize(target.to(wide), dim=1, eps=1e-6)
+        Raises ValueError where rows and keys differ in number; in training RuntimeError where neither side carries a gradient: such
+        features come from a gather without one, and only the scale would learn.
+        """
+        if len(query) != len(keys) or len(target) != len(target_keys):
+            raise ValueError(f"{len(query)} query and {len(target)} target rows, but {len(keys)} and {len(target_keys)} keys")
+        if self.training and torch.is_grad_enabled() and not (query.requires_grad or target.requires_grad):
+            raise RuntimeError("features carry no gradient: Accelerator.gather has none; pass the local rows")
+        return F.normalize(raised(query), dim=1, eps=1e-6), F.normalize(raised(target), dim=1, eps=1e-6)
 
 
-def require_positives(positives: Tensor) -> None:
-    """Raises ValueError naming the first row without a positive. Only on the CPU: elsewhere the look would stall the device."""
+def raised(x: Tensor) -> Tensor:
+    """The same numbers in fp32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def require_positives(positives: Tensor, side: str) -> None:
+    """Raises ValueError naming the first row of a side (query, target) without a positive.
+
+    Only on the CPU: elsewhere the look would stall the device; there such a row makes the loss NaN, which stops the run.
+    """
     if positives.device.type == "cpu" and not bool((there := positives.any(1)).all()):
-        raise ValueError(f"row {int(there.int().argmin())} has no positive: its key occurs in no column")
+        raise ValueError(f"{side} row {int(there.int().argmin())} has no positive: its key occurs nowhere on the other side")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mmexpert.losses.base import Loss, require_positives, unit_rows
+from mmexpert.losses.base import Loss, raised, require_positives
 from mmexpert.losses.gather import gather
 from mmexpert.types import ConfigError
 
@@ -24,7 +24,7 @@ class ClipLoss(Loss):
         """Own rows and own columns against all ranks; further target rows are columns of the row direction only."""
         target_keys = keys if target_keys is None else target_keys
         with torch.autocast(query.device.type, enabled=False):  # else @ is bf16 again, where one query in three ties
-            query, target = unit_rows(query, target, keys, target_keys)
+            query, target = self.unit_rows(query, target, keys, target_keys)
             rows = query @ gather(target).T
             columns = target[: len(query)] @ gather(query).T if self.directions == "both" else None
             row_positives = keys[:, None] == gather(target_keys)
@@ -33,22 +33,24 @@ class ClipLoss(Loss):
 
     def from_scores(self, scores: Tensor, positives: Tensor) -> dict[str, Tensor]:
         """Loss of given scores."""
-        columns = scores.T if self.directions == "both" else None
-        return self._terms(scores, columns, positives, positives.T)
+        with torch.autocast(scores.device.type, enabled=False):
+            scores = raised(scores)
+            columns = scores.T if self.directions == "both" else None
+            return self._terms(scores, columns, positives, positives.T)
 
     def _terms(self, rows: Tensor, columns: Tensor | None, row_positives: Tensor, column_positives: Tensor) -> dict[str, Tensor]:
         scale = self.logit_scale.exp()
-        there, floor = self._direction(scale * rows, row_positives)
+        there, floor = self._direction(scale * rows, row_positives, "query")
         terms = {"loss_clip": there, "loss_query_to_target": there}
         if columns is not None:
-            back, back_floor = self._direction(scale * columns, column_positives)
+            back, back_floor = self._direction(scale * columns, column_positives, "target")
             terms |= {"loss_clip": (there + back) / 2, "loss_target_to_query": back}
             floor = (floor + back_floor) / 2
         return terms | {"loss_clip_floor": floor, "loss_clip_excess": terms["loss_clip"].detach() - floor}
 
-    def _direction(self, logits: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
+    def _direction(self, logits: Tensor, positives: Tensor, side: str) -> tuple[Tensor, Tensor]:
         """Mean loss of the rows, and the least it can be."""
-        require_positives(positives)
+        require_positives(positives, side)
         log_share = logits.log_softmax(1)
         count = positives.sum(1)
         if self.form == "in":

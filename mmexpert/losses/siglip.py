@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmexpert.losses.base import Loss, require_positives, unit_rows
+from mmexpert.losses.base import Loss, raised, require_positives
 from mmexpert.losses.gather import gather
 from mmexpert.types import ConfigError
 
@@ -29,13 +29,14 @@ class SigLipLoss(Loss):
         """Own rows against the targets of all ranks."""
         target_keys = keys if target_keys is None else target_keys
         with torch.autocast(query.device.type, enabled=False):
-            query, target = unit_rows(query, target, keys, target_keys)
+            query, target = self.unit_rows(query, target, keys, target_keys)
             return self.from_scores(query @ gather(target).T, keys[:, None] == gather(target_keys))
 
     def from_scores(self, scores: Tensor, positives: Tensor) -> dict[str, Tensor]:
         """Loss of given scores."""
-        require_positives(positives)
-        logits = self.logit_scale.exp() * scores + self.logit_bias
-        pairs = F.logsigmoid(torch.where(positives, logits, -logits))  # never log1p(exp(.)), which overflows
-        weighted = torch.where(positives, self.positive_weight * pairs, pairs)
-        return {"loss_clip": -weighted.sum() / len(scores)}
+        require_positives(positives, "query")
+        with torch.autocast(scores.device.type, enabled=False):
+            logits = self.logit_scale.exp() * raised(scores) + self.logit_bias
+            pairs = F.logsigmoid(torch.where(positives, logits, -logits))  # never log1p(exp(.)), which overflows
+            weighted = torch.where(positives, self.positive_weight * pairs, pairs)
+            return {"loss_clip": -weighted.sum() / len(scores)}

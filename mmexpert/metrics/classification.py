@@ -9,12 +9,17 @@ _BINS = 15
 _SMALLEST = 1e-12  # of a probability under the logarithm
 
 
-def classification_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
+def classification_metrics(probabilities: np.ndarray, labels: np.ndarray, ordered: bool = False) -> dict[str, float | None]:
     """probabilities [n, K] (rows sum to 1), labels int [n] -> metrics by name; None where nothing can be said.
 
     Macro metrics run over classes with a true row (n_classes_used); a prediction of an absent class is still an error of the true one.
+    ordered: the classes have an order, and quadratic_kappa is there. Raises ValueError without a row or with a label outside 0..K-1.
     """
     n, classes = probabilities.shape
+    if len(labels) != n or not n or labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(
+            f"{n} rows of {classes} probabilities and {len(labels)} labels; expected as many, one or more, labels 0..{classes - 1}"
+        )
     predicted = probabilities.argmax(1)
     counts = confusion_counts(predicted, labels, classes)
     used = np.flatnonzero(counts.sum(1))
@@ -27,7 +32,8 @@ def classification_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dic
     confidence, hit = probabilities.max(1), (predicted == labels).astype(float)
     aurocs = [auroc(probabilities[:, k], labels == k) for k in used]
     known = [value for value in aurocs if value is not None]
-    return {
+    quadratic = {"quadratic_kappa": quadratic_kappa(counts)} if ordered else {}
+    return quadratic | {
         "acc": float(hit.mean()),
         "top2": float((top2 == labels[:, None]).any(1).mean()),
         "balanced_acc": float(recall.mean()),
@@ -114,10 +120,26 @@ def per_class_rows(probabilities: np.ndarray, labels: np.ndarray, names: Sequenc
     return rows
 
 
-def _kappa(counts: np.ndarray) -> float:
-    n = counts.sum()
-    expected = (counts.sum(0) * counts.sum(1)).sum() / n**2
-    return float((np.trace(counts) / n - expected) / (1 - expected)) if expected < 1 else 0.0
+def quadratic_kappa(counts: np.ndarray) -> float | None:
+    """Cohen's kappa of a confusion matrix whose errors weigh as the square of their distance in class order."""
+    places = np.arange(len(counts))
+    return _kappa(counts, (places[:, None] - places) ** 2)
+
+
+def precision_at(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
+    """Share of a class among the k rows nearest to its text (scores [n, K], equal scores: lower row), mean over classes with a row.
+
+    Of fewer than k rows, all are looked at.
+    """
+    nearest = np.argsort(-scores, axis=0, kind="stable")[:k]
+    return float(np.mean([(labels[nearest[:, c]] == c).mean() for c in np.unique(labels)]))
+
+
+def _kappa(counts: np.ndarray, weight: np.ndarray | None = None) -> float | None:
+    weight = 1 - np.eye(len(counts)) if weight is None else weight
+    expected = np.outer(counts.sum(1), counts.sum(0)) / counts.sum()
+    disagreement = (weight * expected).sum()
+    return float(1 - (weight * counts).sum() / disagreement) if disagreement > 0 else None  # one class only: nothing to agree on
 
 
 def _mcc(counts: np.ndarray) -> float:

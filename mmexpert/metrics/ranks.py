@@ -15,6 +15,7 @@ from mmexpert.types import ConfigError, DataError, NonFiniteError
 _CLOSE, _TIED = 2e-6, 1e-9  # fp32 band that is looked at again; what counts as equal then
 _TIED_SCORES = 1e-6  # of a similarity, whose scores have no second look
 _TILE_CELLS = 2**26  # 256 MB of fp32
+_SECOND_LOOK = 2**23  # features of a block of pairs that is scored again
 
 
 @dataclass(frozen=True)
@@ -43,23 +44,45 @@ def rank_features(
     query: Tensor, gallery: Tensor, query_keys: Tensor, gallery_keys: Tensor, ties: str = "pessimistic", tile: int | None = None,
     exclude: Tensor | None = None, allow_unanswerable: bool = False,
 ) -> Ranking:  # fmt: skip
-    """Ranks by cosine of unit rows query [Nq, D] and gallery [Ng, D]; exclude [Nq, E] gallery rows, -1 = none."""
+    """Ranks by cosine of rows of any length query [Nq, D] and gallery [Ng, D]; exclude [Nq, E] gallery rows, -1 = none."""
+    unit_query, unit_gallery = unit(query, "query"), unit(gallery, "gallery")
+    # from the features and not from their fp32 unit rows, whose rounding (1e-8) would tell multiples of one vector apart
+    wide_query, wide_gallery = _unit_fp64(query), _unit_fp64(gallery)
 
     def scores(rows: Tensor) -> Tensor:
-        return query[rows] @ gallery.T
+        return unit_query[rows] @ unit_gallery.T
 
     def again(rows: Tensor, columns: Tensor) -> Tensor:
-        return (query[rows].double() * gallery[columns].double()).sum(1)
+        step = max(1, _SECOND_LOOK // query.shape[1])  # a collapsed model ties everywhere: its pairs would not fit into memory at once
+        blocks = zip(rows.split(step), columns.split(step), strict=True)
+        return torch.cat([_pair_scores(wide_query, wide_gallery, r, c) for r, c in blocks])
 
     kept = answerable(query_keys, gallery_keys, allow_unanswerable)
     return _sweep(scores, again, kept, query_keys, gallery_keys, ties, tile, exclude)
 
 
 def rank_scores(
-    scores: Callable[[Tensor], Tensor], query_keys: Tensor, gallery_keys: Tensor, ties: str = "pessimistic", tile: int | None = None
-) -> Ranking:
+    scores: Callable[[Tensor], Tensor], query_keys: Tensor, gallery_keys: Tensor, ties: str = "pessimistic", tile: int | None = None,
+    exclude: Tensor | None = None, allow_unanswerable: bool = False,
+) -> Ranking:  # fmt: skip
     """Ranks by given scores: a function query rows [b] -> [b, Ng] fp32. Tied within 1e-6."""
-    return _sweep(scores, None, answerable(query_keys, gallery_keys, False), query_keys, gallery_keys, ties, tile, None)
+    kept = answerable(query_keys, gallery_keys, allow_unanswerable)
+    return _sweep(scores, None, kept, query_keys, gallery_keys, ties, tile, exclude)
+
+
+def _pair_scores(query: Tensor, gallery: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Scores of single pairs; rows ascend. Where they are a good part of their rows' pairs, one product is cheaper than copies."""
+    if not len(rows):
+        return torch.empty(0, dtype=query.dtype)
+    first, last = int(rows[0]), int(rows[-1])
+    if (last - first + 1) * len(gallery) < 16 * len(rows):
+        return (query[first : last + 1] @ gallery.T)[rows - first, columns]
+    return (query[rows] * gallery[columns]).sum(1)
+
+
+def _unit_fp64(features: Tensor) -> Tensor:
+    wide = features.float().double()  # what fp32 holds decides, whatever the features came in
+    return wide / wide.norm(dim=1, keepdim=True)
 
 
 def answerable(query_keys: Tensor, gallery_keys: Tensor, allow_unanswerable: bool) -> Tensor:
@@ -79,6 +102,8 @@ def _sweep(
 ) -> Ranking:  # fmt: skip
     if ties not in ("pessimistic", "optimistic", "mean"):
         raise ConfigError(f"evaluator.ties={ties}: choose pessimistic, optimistic or mean")
+    if not len(kept):
+        raise DataError("no query has a positive in the gallery: there is nothing to rank")
     size = tile or max(1, min(2048, _TILE_CELLS // max(1, len(gallery_keys))))
     parts = []
     for rows in kept.split(size):
@@ -127,7 +152,11 @@ def _exact_best(score: Tensor, positive: Tensor, best: Tensor, rows: Tensor, aga
 
 def _top(score: Tensor) -> Tensor:
     """The first 10 columns of each row, the lower column first where scores tie."""
-    values, columns = score.topk(min(10, score.shape[1]), dim=1)
+    shown = min(10, score.shape[1])
+    values, columns = score.topk(shown, dim=1)
     columns, order = columns.sort(dim=1)
-    values = values.gather(1, order)
-    return columns.gather(1, values.sort(dim=1, descending=True, stable=True).indices)
+    columns = columns.gather(1, values.gather(1, order).sort(dim=1, descending=True, stable=True).indices)
+    # topk takes any of the columns that tie for the last place
+    for row in ((score >= values[:, -1:]).sum(1) > shown).nonzero()[:, 0].tolist():
+        columns[row] = score[row].sort(descending=True, stable=True).indices[:shown]
+    return columns

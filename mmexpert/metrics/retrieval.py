@@ -1,7 +1,8 @@
 """Retrieval metrics of a full gallery, both directions; percent where it says R@K, see metrics/ranks.py for ranks and ties."""
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,8 +19,7 @@ def direction_metrics(ranking: Ranking, gallery: int, k: Sequence[int], name: st
     rank = ranking.rank
     found: dict[str, float] = {}
     for limit in k:
-        hits = int((rank <= limit).sum())
-        found |= {f"{name}_R@{limit}": 100 * hits / len(rank), f"{name}_hits@{limit}": hits}
+        found |= {f"{name}_R@{limit}": recall(rank, limit), f"{name}_hits@{limit}": int((rank <= limit).sum())}
     ordered = rank.sort().values
     middle = len(ordered) // 2
     median = ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
@@ -28,6 +28,16 @@ def direction_metrics(ranking: Ranking, gallery: int, k: Sequence[int], name: st
     if len(rivals):
         found[f"{name}_hard_negative"] = float(rivals.mean())
     return found | {f"{name}_queries": len(rank), f"{name}_gallery": gallery}
+
+
+def recall(rank: Tensor, k: int) -> float:
+    """Percent of queries whose rank is at most k."""
+    return 100 * int((rank <= k).sum()) / len(rank)
+
+
+def recall_sum(rankings: Iterable[Ranking]) -> float:
+    """RSum: R@1, R@5 and R@10 of all directions added, whatever other limits are reported; 0..600 with two directions."""
+    return sum(recall(ranking.rank, k) for ranking in rankings for k in (1, 5, 10))
 
 
 def hubness(top: Tensor, gallery: int, name: str) -> dict[str, float]:
@@ -56,7 +66,8 @@ def effective_rank(features: Tensor) -> float:
 def similarity_metrics(
     query: Tensor, gallery: Tensor, query_keys: Tensor, gallery_keys: Tensor
 ) -> tuple[dict[str, float], dict[str, list[int]]]:
-    """Means and deviations of the cosine over all pairs of equal and of different key; and their histograms of 60 bins over [-1, 1]."""
+    """Means and deviations of the cosine of unit rows over all pairs of equal and of different key; and their histograms of 60 bins
+    over [-1, 1]."""
     sums = torch.zeros(2, 3, dtype=torch.float64)  # negatives, positives: count, sum, sum of squares
     histograms = torch.zeros(2, HISTOGRAM_BINS, dtype=torch.long)
     for rows in torch.arange(len(query)).split(512):
@@ -78,33 +89,43 @@ def similarity_metrics(
 
 
 def chance_recall(query_keys: Tensor, gallery_keys: Tensor, k: int) -> float:
-    """R@K in percent of a random order: 1 - C(Ng - m, K) / C(Ng, K), averaged over queries with m positives."""
-    keys, counts = gallery_keys.unique(return_counts=True)
-    positives = dict(zip(keys.tolist(), counts.tolist(), strict=True))
-    gallery = len(gallery_keys)
-    shares = []
-    for key in query_keys.tolist():
-        m, limit = positives.get(key, 0), min(k, gallery)
-        shares.append(1 - math.comb(gallery - m, limit) / math.comb(gallery, limit) if gallery - m >= limit else 1.0)
-    return 100 * sum(shares) / len(shares)
+    """R@K in percent of a random order: 1 - C(Ng - m, K) / C(Ng, K), averaged over queries with m positives, m > 0."""
+    positives = Counter(gallery_keys.tolist())
+    gallery, limit = len(gallery_keys), min(k, len(gallery_keys))
+    answers = Counter(positives[key] for key in query_keys.tolist() if key in positives)
+    total = math.comb(gallery, limit)
+    return 100 * sum(n * (1 - math.comb(gallery - m, limit) / total) for m, n in answers.items()) / max(1, answers.total())
+
+
+def rank_both(
+    query: Tensor, target: Tensor, query_keys: Tensor, target_keys: Tensor, roles: tuple[str, str], ties: str = "pessimistic",
+    allow_unanswerable: bool = False,
+) -> dict[str, Ranking]:  # fmt: skip
+    """Rankings by cosine in both directions, by direction name."""
+    forth = rank_features(query, target, query_keys, target_keys, ties, allow_unanswerable=allow_unanswerable)
+    back = rank_features(target, query, target_keys, query_keys, ties, allow_unanswerable=allow_unanswerable)
+    return {f"{roles[0]}_to_{roles[1]}": forth, f"{roles[1]}_to_{roles[0]}": back}
+
+
+def ranked_metrics(rankings: dict[str, Ranking], galleries: Sequence[int], k: Sequence[int]) -> dict[str, float]:
+    """What the ranks of both directions say, and RSum; galleries: rows of each direction's gallery."""
+    found: dict[str, float] = {}
+    for (name, ranking), gallery in zip(rankings.items(), galleries, strict=True):
+        found |= direction_metrics(ranking, gallery, k, name) | hubness(ranking.top, gallery, name)
+    return found | {"RSum": recall_sum(rankings.values())}
 
 
 def retrieval_metrics(
     query: Tensor, target: Tensor, query_keys: Tensor, target_keys: Tensor, roles: tuple[str, str], k: Sequence[int] = (1, 5, 10),
     ties: str = "pessimistic", allow_unanswerable: bool = False,
 ) -> tuple[dict[str, float], dict[str, Ranking]]:  # fmt: skip
-    """All metrics of pooled features query [Nq, D] and target [Nt, D], both directions, and the two rankings by direction name."""
-    query, target = unit(query, roles[0]), unit(target, roles[1])
-    found: dict[str, float] = {}
-    rankings: dict[str, Ranking] = {}
-    for (a, a_keys, a_role), (b, b_keys, b_role) in (
-        ((query, query_keys, roles[0]), (target, target_keys, roles[1])),
-        ((target, target_keys, roles[1]), (query, query_keys, roles[0])),
-    ):
-        name = f"{a_role}_to_{b_role}"
-        rankings[name] = rank_features(a, b, a_keys, b_keys, ties, allow_unanswerable=allow_unanswerable)
-        found |= direction_metrics(rankings[name], len(b), k, name) | hubness(rankings[name].top, len(b), name)
-    found["RSum"] = sum(value for key, value in found.items() if "_R@" in key and key.rsplit("@", 1)[1] in ("1", "5", "10"))
-    found |= similarity_metrics(query, target, query_keys, target_keys)[0]
-    found |= {f"{roles[0]}_effective_rank": effective_rank(query), f"{roles[1]}_effective_rank": effective_rank(target)}
+    """All metrics of pooled features query [Nq, D] and target [Nt, D], both directions, and the two rankings by direction name.
+
+    Raises NonFiniteError for a zero or non-finite row, DataError for a query without a positive (unless allowed: it is left out).
+    """
+    unit_query, unit_target = unit(query, roles[0]), unit(target, roles[1])  # here, so that an error names the role
+    rankings = rank_both(query, target, query_keys, target_keys, roles, ties, allow_unanswerable)
+    found = ranked_metrics(rankings, (len(target), len(query)), k)
+    found |= similarity_metrics(unit_query, unit_target, query_keys, target_keys)[0]
+    found |= {f"{roles[0]}_effective_rank": effective_rank(unit_query), f"{roles[1]}_effective_rank": effective_rank(unit_target)}
     return found, rankings

@@ -124,6 +124,8 @@ def test_what_belongs_together_is_in_one_micro_batch(make):
     dataset.together = [(f"c{2 * i:03d}", f"c{2 * i + 1:03d}") for i in range(12)] + [(f"c{i:03d}",) for i in range(24, 40)]
     batches = [set(batch["id"].tolist()) for window in make(dataset, accumulation=2).train(0, 0) for batch in window]
     assert all((2 * i in batch) == (2 * i + 1 in batch) for i in range(12) for batch in batches)
+    again = [window[0]["id"].tolist() for window in make(dataset).train(1, 0)]
+    assert again != [window[0]["id"].tolist() for window in make(dataset).train(0, 0)]
 
 
 def test_stop_signals_do_not_end_workers(make):
@@ -170,7 +172,8 @@ def test_a_data_error_keeps_class_and_message_on_its_way_from_a_worker(make, wor
 
 
 def test_a_worker_killed_during_a_step_is_told_at_the_next_window_by_its_samples(make):
-    loaders, before = make(Noise(64), 2, prefetch=1), children()
+    loaders, before = make(Noise(64), 2, prefetch=1, timeout=3600), children()  # found by looking, not by waiting
+    next(loaders.train(1, 0))  # an epoch that is left: its batches are none of those told below
     windows = loaders.train(0, 0)
     order = epoch_order(64, 5, 0).tolist()
     next(windows)
@@ -182,6 +185,22 @@ def test_a_worker_killed_during_a_step_is_told_at_the_next_window_by_its_samples
     assert [name in str(error.value) for name in (f"c{order[16]:03d}", f"c{order[23]:03d}", f"c{order[8]:03d}")] == [True, True, False]
     loaders.close()
     assert not children() - before
+
+
+def test_a_training_worker_that_dies_during_an_evaluation_spoils_only_the_next_epoch(make):
+    dataset, before = Noise(32), children()
+    loaders = make(dataset, 2, timeout=3600)
+    list(loaders.train(0, 0))
+    victim = min(children() - before)
+
+    def kill_it(record):
+        os.kill(victim, signal.SIGKILL)
+        time.sleep(0.2)  # the main process awaits this very batch when it hears of the death
+
+    dataset.act, dataset.at = kill_it, ("c013",)
+    assert sum(len(batch["id"]) for batch in loaders.part("valid")) == 32
+    with pytest.raises(ProcessError, match=rf"loader worker 0 \(pid {victim}\) died .* between two epochs"):
+        loaders.train(1, 0)
 
 
 def dies(record):
@@ -205,6 +224,9 @@ def test_a_worker_that_hangs_is_told_by_its_samples_and_killed(make):
         list(loaders.train(0, 0))
     assert len(children() - before) == 1
     loaders.close()
+    assert not children() - before
+    with pytest.raises(ProcessError, match="nothing for trainer.loader_timeout_s=1.*c013"):
+        list(loaders.part("valid"))
     assert not children() - before
 
 

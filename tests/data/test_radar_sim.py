@@ -142,6 +142,10 @@ def test_shuffled_captions_move_captions_and_keys_of_training_clips_alone(cache)
     assert sorted(plain.records[i].captions for i in train) == sorted(shuffled.records[i].captions for i in train)
     assert [plain.records[i].captions for i in train] != [shuffled.records[i].captions for i in train]
     assert [plain.records[i].captions for i in test] == [shuffled.records[i].captions for i in test]
+    for i in train:  # a caption travels with its key and its hard captions
+        giver = next(k for k in train if plain.records[k].captions == shuffled.records[i].captions)
+        assert shuffled.records[i].text_key == plain.records[giver].text_key
+        assert shuffled.records[i].hard_captions == plain.records[giver].hard_captions
     assert plain.fingerprint() != shuffled.fingerprint()
 
 

@@ -14,7 +14,7 @@ from mmexpert.data.records import Record, RecordDataset
 from mmexpert.engine import folds_file
 from mmexpert.engine.folds import CvSettings, Fold, check_folds, chosen_folds, fold_seed, make_folds
 from mmexpert.engine.folds_file import FILE, fix_folds, folds_info, rows_fingerprint, settle_folds
-from mmexpert.engine.splitting import check_cover
+from mmexpert.engine.splitting import check_cover, folds_of
 from mmexpert.types import ClassTable, ConfigError, DataError, RunFolderError, StorageError
 
 STRATIFIED = functools.partial(StratifiedGroupKFold, shuffle=True)
@@ -107,6 +107,7 @@ def test_folds_do_not_depend_on_the_order_of_the_rows():
     shuffled = random.Random(1).sample(records, len(records))
     for chosen in (settings(), settings(splitter=GROUPED), single()):
         assert make_folds(dataset(records, "ab"), chosen) == make_folds(dataset(shuffled, "ab"), chosen)
+    assert folds_of(records, STRATIFIED, 5, 0, "") == folds_of(shuffled, STRATIFIED, 5, 0, "")
 
 
 def test_another_seed_gives_other_folds_and_the_same_seed_the_same():

@@ -1,0 +1,178 @@
+"""What is collected: every sample once, in the order of ids, in fp32, the same from one process and from two; losses over it."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from evaluator_toys import ACCELERATOR, ToyLoaders, ToyModel, ToyRecord, classes_of, plain_records, table, toy_objective
+from torch import distributed as dist
+from torch.nn import functional as F
+
+from mmexpert.evaluators.base import collect, part_losses
+from mmexpert.evaluators.classification import ClassificationEvaluator
+from mmexpert.evaluators.retrieval import RetrievalEvaluator
+from mmexpert.types import DataError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def similarity(query, target):
+    """Cosine of features plus the mean of real tokens, [Bq, Bt]."""
+    means = [(e.sequence * e.mask[:, :, None]).sum(1) / e.mask.sum(1, keepdim=True) for e in (query, target)]
+    return F.normalize(query.features + means[0], dim=1) @ F.normalize(target.features + means[1], dim=1).T
+
+
+def seventeen(processes=1, rank=0, classes=False):
+    """17 samples in batches of 4; hard captions of some, a repeated key, groups of two."""
+    records = [ToyRecord(f"r{i:03d}", f"g{i // 2}", i % 3) for i in range(20)]
+    hard = {i: [(0, table(50 + i, 3)), (1, table(80 + i, 3))] for i in (2, 5, 11)}
+    keys = [i if i != 9 else 4 for i in range(20)]
+    tables = {"range_time": table(0, 20, 3), "doppler_time": table(1, 20, 3), "text": table(2, 20, 3)}
+    named = classes_of(["a", "b", "c"]) if classes else None
+    return ToyLoaders(records, tables, keys, 4, processes, rank, named, {} if classes else hard, train=(17, 18, 19))
+
+
+def everything(processes=1, rank=0):
+    """Metrics of both evaluators over the same seventeen."""
+    plain = RetrievalEvaluator([1, 5], "pessimistic", "auto", 8, 17, True, False)
+    evaluation = plain(toy_objective(ToyModel(), similarity), seventeen(processes, rank), ACCELERATOR, "test")
+    found = {f"retrieval/{name}": value for name, value in evaluation.metrics.items()}
+    objective = toy_objective(ToyModel(table(7, 3, 3), head=True), classes=True)
+    evaluation = ClassificationEvaluator(["test"], "train", 0)(objective, seventeen(processes, rank, True), ACCELERATOR, "test")
+    return found | {f"classes/{name}": value for name, value in evaluation.metrics.items()}
+
+
+def worker(rank, port, out):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    torch.save(everything(2, rank), f"{out}.{rank}")
+    dist.barrier()
+    dist.destroy_process_group()
+    os._exit(0)  # gloo's threads abort now and then when the interpreter takes itself apart
+
+
+def test_two_processes_give_exactly_the_metrics_and_losses_of_one(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, __file__, str(port), str(tmp_path / "out")]
+    running = [subprocess.Popen([*command, str(rank)], env=environment, stderr=subprocess.PIPE, text=True) for rank in range(2)]
+    errors = [process.communicate(timeout=120)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], "\n".join(errors)[-3000:]
+    expected = everything()
+    assert len(expected) > 100 and "classes/probe_acc" in expected and "retrieval/hard_side" in expected
+    for rank in range(2):
+        there = torch.load(tmp_path / f"out.{rank}", weights_only=True)
+        assert there.keys() == expected.keys()
+        for name, value in expected.items():
+            assert there[name] == pytest.approx(value, rel=1e-5 if "loss_class" in name or "loss_total" in name else 0, abs=1e-12), name
+
+
+def test_rows_come_back_by_id_with_their_features_keys_and_padded_sequences():
+    loaders = seventeen()
+    collected = collect(toy_objective(ToyModel()), loaders, ACCELERATOR, "test")
+    assert collected.ids.tolist() == list(range(17)) and collected.keys.tolist() == loaders.keys[:17].tolist()
+    torch.testing.assert_close(collected.query.features, (loaders.tables["range_time"] + loaders.tables["doppler_time"])[:17])
+    torch.testing.assert_close(collected.target.features, loaders.tables["text"][:17])
+    assert collected.query.sequence.shape == (17, 3, 3)  # the longest of all batches
+    assert collected.query.mask.sum() == 16 * 2 + 3  # four batches of 4 have 2 tokens, the last sample alone has 3
+    assert (collected.query.sequence[collected.query.mask][:, 0].unique() == torch.arange(17)).all()
+
+
+def test_half_precision_leaves_as_fp32():
+    model = ToyModel()
+    collected = collect(toy_objective(model.bfloat16()), seventeen(), ACCELERATOR, "test")
+    assert collected.query.features.dtype == collected.query.sequence.dtype == torch.float32
+
+
+def test_a_sample_that_no_batch_held_is_an_error():
+    loaders = seventeen()
+    loaders.lost = 6
+    with pytest.raises(DataError, match=r"1 samples of the part were not evaluated, the first \[6\]"):
+        collect(toy_objective(ToyModel()), loaders, ACCELERATOR, "test")
+
+
+def test_other_views_are_withheld_where_one_is_asked_for():
+    loaders = seventeen()
+    collected = collect(toy_objective(ToyModel()), loaders, ACCELERATOR, "test", view="doppler_time")
+    torch.testing.assert_close(collected.query.features, loaders.tables["doppler_time"][:17])
+    assert collected.hard is None
+
+
+def test_a_hard_captions_margin_is_own_score_minus_its_score_by_every_score():
+    loaders = seventeen()
+    objective = toy_objective(ToyModel(), similarity)
+    hard = collect(objective, loaders, ACCELERATOR, "test").hard
+    assert [(int(i), int(k)) for i, k in zip(hard["id"], hard["kind"], strict=True)] == [(i, k) for i in (2, 5, 11) for k in (0, 1)]
+    query = (loaders.tables["range_time"] + loaders.tables["doppler_time"])[5]
+    own, other = loaders.tables["text"][5], table(85, 3)
+    margin = float(F.cosine_similarity(query, own, dim=0) - F.cosine_similarity(query, other, dim=0))
+    assert float(hard["pooled"][3]) == pytest.approx(margin, abs=1e-6)
+    torch.testing.assert_close(hard["fused"], (hard["pooled"] + 0.5 * hard["sequence"]) / 1.5)
+
+
+def slow_losses(objective, loaders, block):
+    """Blocks of shuffled rows, terms weighted by rows, from the tables."""
+    query, text = sum(x for name, x in loaders.tables.items() if name != "text")[:17], loaders.tables["text"][:17]
+    order = torch.randperm(17, generator=torch.Generator().manual_seed(0))
+    total = 0.0
+    for rows in order.split(block):
+        keys = loaders.keys[rows]
+        scores = F.normalize(query[rows], dim=1) @ F.normalize(text[rows], dim=1).T
+        total += float(objective.loss.from_scores(scores, keys[:, None] == keys)["loss_clip"].detach()) * len(rows)
+    return total / 17
+
+
+@pytest.mark.parametrize("block", [4, 5, 64])
+def test_losses_are_means_over_blocks_weighted_by_rows_under_the_roles_names(block):
+    loaders, objective = seventeen(), toy_objective(ToyModel())
+    got = part_losses(objective, collect(objective, loaders, ACCELERATOR, "test"), block)
+    assert got["loss_clip"] == pytest.approx(slow_losses(objective, loaders, block), rel=1e-6)
+    assert got["loss_total"] == got["loss_clip"]
+    assert got["loss_clip"] == pytest.approx((got["loss_radar_to_text"] + got["loss_text_to_radar"]) / 2, rel=1e-6)
+
+
+def test_losses_do_not_depend_on_the_batches_that_the_features_came_in():
+    objective = toy_objective(ToyModel(), similarity)
+    loaders = [seventeen(), seventeen()]
+    loaders[1].placed = (7, 1, 0)
+    first, second = (part_losses(objective, collect(objective, each, ACCELERATOR, "test"), 5) for each in loaders)
+    assert first == second and "loss_seq" in first
+
+
+def test_class_and_sequence_terms_join_the_total_by_their_weights():
+    objective, loaders = toy_objective(ToyModel(table(7, 3, 3), head=True), classes=True), seventeen(classes=True)
+    collected = collect(objective, loaders, ACCELERATOR, "test")
+    got = part_losses(objective, collected, 64)
+    assert got["loss_class"] == pytest.approx(float(F.cross_entropy(collected.class_logits, collected.label)), rel=1e-6)
+    assert got["loss_total"] == pytest.approx(0.5 * got["loss_clip"] + 2.0 * got["loss_class"], rel=1e-6)
+    objective = toy_objective(ToyModel(), similarity)
+    got = part_losses(objective, collect(objective, seventeen(), ACCELERATOR, "test"), 64)
+    assert got["loss_total"] == pytest.approx(got["loss_clip"] + 0.5 * got["loss_seq"], rel=1e-6) and got["loss_seq"] != got["loss_clip"]
+
+
+def test_the_objective_trains_on_the_very_terms_that_are_validated():
+    objective, loaders = toy_objective(ToyModel(), similarity), seventeen()
+    loaders.placed = (17, 1, 0)
+    (batch,) = loaders.part("test")
+    trained, _ = objective(batch)
+    validated = part_losses(objective, collect(objective, loaders, ACCELERATOR, "test"), 17)
+    for name in ("loss_clip", "loss_seq", "loss_total", "loss_radar_to_text"):
+        assert validated[name] == pytest.approx(float(trained[name].detach()), rel=1e-5), name
+
+
+@pytest.mark.parametrize("part", ["test", "train"])
+def test_a_part_holds_its_own_rows_only(part):
+    records = plain_records(20)
+    loaders = ToyLoaders(records, {"range_time": table(0, 20, 3), "text": table(1, 20, 3)}, train=range(15))
+    collected = collect(toy_objective(ToyModel()), loaders, ACCELERATOR, part)
+    assert collected.ids.tolist() == (list(range(15)) if part == "train" else list(range(15, 20)))
+
+
+if __name__ == "__main__":
+    worker(int(sys.argv[3]), int(sys.argv[1]), sys.argv[2])

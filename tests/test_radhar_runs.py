@@ -1,0 +1,106 @@
+"""RadHAR's two protocols through the command: folds grouped by session, and Train against a Test folder beside it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CLASSES = ("boxing", "walk")
+SMALL = [
+    "experiment=radhar", "dataset.window=20", "dataset.stride=20", "dataset.augmentation=null", "trainer.batch_size=8", "trainer.epochs=3",
+    "trainer.num_workers=0", "encoder.radar.width=16", "model.projection_dim=32", "encoder.text.bert.width=32", "optimizer.lr=3e-3",
+]  # fmt: skip
+PROMPTS = "dataset.class_texts={boxing:[a person boxing,punching],walk:[a person walking]}"
+
+
+def write_session(path: Path, label: int, seed: int, frames: int = 60) -> None:
+    """Points of a class: boxing at 1 m, walking at 4 m, both moving."""
+    rng = np.random.default_rng(seed)
+    lines, stamp = [], 1561683369
+    for frame in range(frames):
+        for point in range(4):
+            values = {
+                "secs": stamp + frame // 30, "nsecs": frame * 1000, "point_id": point, "range": 1 + 3 * label + 0.1 * rng.random(), "velocity": 0.6,
+                "doppler_bin": 9 + 3 * label, "bearing": rng.normal(0, 5), "intensity": 30 + rng.random(),
+            }  # fmt: skip
+            lines += [f"{key}: {value}" for key, value in values.items()] + ["---"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="module")
+def radhar_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("radhar")
+    for label, name in enumerate(CLASSES):
+        for take in range(6):
+            write_session(root / "Train" / name / f"{name}_{take}.txt", label, 100 * label + take)
+    return root
+
+
+def train(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "mmexpert.train", *SMALL, PROMPTS, *overrides]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_folds_by_session_end_in_a_summary_with_interval_and_every_row_predicted_once(radhar_root, tmp_path):
+    ended = train(tmp_path, f"dataset.root={radhar_root}", "cv.n_splits=3", "cv.inner_val=0.3", "name=folds", "trainer.epochs=10")
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    run = next((tmp_path / "outputs/folds").iterdir())
+    summary = json.loads((run / "cv_summary.json").read_text())
+    assert summary["state"] == "done" and summary["folds_done"] == [1, 2, 3]
+    assert summary["metrics"]["test/acc"]["mean"] > 0.9  # the classes lie 3 m apart
+    assert summary["metrics"]["test/acc"]["ci95_bootstrap"][0] <= summary["metrics"]["test/acc"]["mean"]
+    assert "test/probe_acc" in summary["metrics"]
+    rows = (run / "oof_predictions.csv").read_text().splitlines()[1:]
+    assert len(rows) == len({row.split(",")[0] for row in rows}) == 2 * 6 * 3
+    info = json.loads((run / "folds_info.json").read_text())
+    for fold in info["folds"]:
+        sessions = {part: {sample.rsplit("/", 1)[0] for sample in fold[part]} for part in ("train", "valid", "test")}
+        assert not sessions["train"] & sessions["test"] and not sessions["train"] & sessions["valid"] and not sessions["valid"] & sessions["test"]
+    assert all((run / f"fold_{k}" / "metrics.json").exists() and (run / f"fold_{k}" / "confusion.csv").exists() for k in (1, 2, 3))
+
+
+def test_one_fold_alone_equals_that_fold_of_the_whole_and_finished_folds_are_not_run_again(radhar_root, tmp_path):
+    command = [f"dataset.root={radhar_root}", "cv.n_splits=3", "cv.inner_val=0.3", "name=some", "trainer.epochs=1"]
+    alone = train(tmp_path, *command, "cv.fold=2")
+    assert alone.returncode == 0, alone.stderr[-3000:]
+    run = next((tmp_path / "outputs/some").iterdir())
+    assert json.loads((run / "cv_summary.json").read_text())["folds_missing"] == [1, 3]
+    before = (run / "fold_2/predictions.csv").read_bytes()
+    stamp = (run / "fold_2/predictions.csv").stat().st_mtime_ns
+    whole = train(tmp_path, *command)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    assert (run / "fold_2/predictions.csv").stat().st_mtime_ns == stamp
+    (tmp_path / "again").mkdir()
+    other = train(tmp_path / "again", *command)
+    assert other.returncode == 0
+    again = next((tmp_path / "again/outputs/some").iterdir())
+    assert (again / "fold_2/predictions.csv").read_bytes() == before
+
+
+def test_a_test_folder_beside_train_is_reported_once_under_test(radhar_root, tmp_path):
+    root = tmp_path / "root"
+    (root).mkdir()
+    (root / "Train").symlink_to(radhar_root / "Train")
+    for label, name in enumerate(CLASSES):
+        write_session(root / "Test" / name / f"{name}_9.txt", label, 900 + label)
+    ended = train(tmp_path, f"dataset.root={root}", "cv=none", "dataset.allow_outside=true", "name=official", "trainer.epochs=10")
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    run = next((tmp_path / "outputs/official").iterdir())
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["protocol"]["test"]["rows"] == 6 and metrics["test/acc"] > 0.9
+    parts = json.loads((run / "folds_info.json").read_text())["folds"][0]
+    assert len(parts["test"]) == 6 and all("_9/" in sample for sample in parts["test"])
+    assert not any("_9/" in sample for sample in parts["train"] + parts["valid"]) and parts["valid"]
+
+
+def test_fewer_groups_than_folds_is_told_before_training(radhar_root, tmp_path):
+    ended = train(tmp_path, f"dataset.root={radhar_root}", "cv.n_splits=9", "name=few")
+    assert ended.returncode in (2, 3) and "9" in ended.stderr and "Traceback" not in ended.stderr
+    assert not list(tmp_path.rglob("checkpoints"))
