@@ -1,6 +1,6 @@
 """README's pictures: a simulated clip's three views beside a real RadHAR window's, and the training curve of a finished run.
 
-    python scripts/make_pictures.py --radhar ../shared/data/radhar --run outputs/radar/default      # writes docs/pictures/
+python scripts/make_pictures.py --radhar ../shared/data/radhar --run outputs/radar/default      # writes docs/pictures/
 """
 
 import argparse

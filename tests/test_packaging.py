@@ -37,7 +37,9 @@ def test_the_wheel_holds_every_yaml(wheel):
 
 def test_an_installed_wheel_trains_from_another_folder(wheel, tiny, tmp_path):
     target = tmp_path / "installed"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(target), str(wheel)], check=True, timeout=300)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(target), str(wheel)], check=True, timeout=300
+    )
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     environment = os.environ | {"PYTHONPATH": str(target), "OMP_NUM_THREADS": "1"}

@@ -62,7 +62,11 @@ def test_folds_by_session_end_in_a_summary_with_interval_and_every_row_predicted
     info = json.loads((run / "folds_info.json").read_text())
     for fold in info["folds"]:
         sessions = {part: {sample.rsplit("/", 1)[0] for sample in fold[part]} for part in ("train", "valid", "test")}
-        assert not sessions["train"] & sessions["test"] and not sessions["train"] & sessions["valid"] and not sessions["valid"] & sessions["test"]
+        assert (
+            not sessions["train"] & sessions["test"]
+            and not sessions["train"] & sessions["valid"]
+            and not sessions["valid"] & sessions["test"]
+        )
     assert all((run / f"fold_{k}" / "metrics.json").exists() and (run / f"fold_{k}" / "confusion.csv").exists() for k in (1, 2, 3))
 
 

@@ -107,9 +107,7 @@ def test_velocity_is_the_analytic_derivative_of_the_interpolated_path():
 def test_the_fast_form_agrees_with_the_sample_cube_on_a_real_motion(shared_data):
     joints = np.load(shared_data / "mocap/joints/02_01.npy").astype(float)[20:26]
     joints[..., 2] -= 3
-    fast, exact = (
-        Radar(2, 1e-4, 0, False, mode).joint_views(joints, 20, np.random.default_rng(1)) for mode in ("fast", "exact")
-    )
+    fast, exact = (Radar(2, 1e-4, 0, False, mode).joint_views(joints, 20, np.random.default_rng(1)) for mode in ("fast", "exact"))
     floors = {"range_time": 0.98, "doppler_time": 0.97, "azimuth_time": 0.97}
     assert fast["range_time"].shape[1] == 12
     for name, floor in floors.items():
