@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from mmexpert import build
-from mmexpert.config import NOT_HASHED, instantiate
+from mmexpert.config import NOT_HASHED
 from mmexpert.data.records import RecordDataset
 from mmexpert.engine.console import result_table
 from mmexpert.engine.files import strict_json, write_atomic
-from mmexpert.engine.folds import Fold, make_folds
+from mmexpert.engine.folds import Fold
+from mmexpert.engine.folds_file import FILE, read_folds_info, stored_folds
 from mmexpert.engine.plots import write_plots
 from mmexpert.engine.results import write_predictions
 from mmexpert.engine.runtime import LaunchSettings, adopt_slurm, launch
@@ -28,7 +29,7 @@ def evaluate_run(cfg: Config, folder: Path, split: str, checkpoint: str, trust: 
         raise ConfigError(f"split={split}: choose train, valid or test")
     folds = sorted(folder.glob("fold_*"), key=lambda path: int(path.name.rpartition("_")[2])) or [folder]
     dataset = build.build_dataset(cfg, trust)
-    everything = {fold.number: fold for fold in make_folds(dataset, instantiate(cfg["cv"], "cv", trust))}
+    everything = {fold.number: fold for fold in stored_folds(read_folds_info(folder / FILE))}
     found = {}
     for path in folds:
         number = int(path.name.rpartition("_")[2]) if path.name.startswith("fold_") else 0

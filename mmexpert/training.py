@@ -12,8 +12,8 @@ from mmexpert.config import NOT_HASHED, instantiate
 from mmexpert.engine.console import set_up_logging
 from mmexpert.engine.export import save_model
 from mmexpert.engine.finish import Finished, load_best, score_parts, write_results
-from mmexpert.engine.folds import Fold, chosen_folds, fold_seed, make_folds
-from mmexpert.engine.folds_file import fix_folds
+from mmexpert.engine.folds import Fold, chosen_folds, fold_seed
+from mmexpert.engine.folds_file import settle_folds
 from mmexpert.engine.lock import RunLock
 from mmexpert.engine.loop import fit
 from mmexpert.engine.progress import Progress
@@ -24,7 +24,7 @@ from mmexpert.engine.status import Status, config_hash, read_status, write_statu
 from mmexpert.engine.summary import aggregate
 from mmexpert.engine.tracking import NAMES
 from mmexpert.session import Session, load_initial, open_run, start_line
-from mmexpert.types import MmexpertError, RunFolderError
+from mmexpert.types import ConfigError, MmexpertError, RunFolderError
 
 log = logging.getLogger(__name__)
 Config = dict[str, Any]
@@ -41,8 +41,7 @@ def train_run(cfg: Config, folder: Path, overrides: list[str], trust: Sequence[s
     on_first_rank(ranks, lambda: lock.acquire() and None)
     try:
         session = open_session(cfg, folder, overrides, trust, ranks)
-        folds = make_folds(session.dataset, session.cv)
-        on_first_rank(ranks, lambda: fix_folds(folder, session.dataset, session.cv, folds))
+        folds = on_first_rank(ranks, lambda: settle_folds(folder, session.dataset, session.cv))
         values = []
         for fold in chosen_folds(folds, session.cv):
             values.append(train_fold(session, fold, len(folds), accelerator))
@@ -87,6 +86,8 @@ def open_session(cfg: Config, folder: Path, overrides: list[str], trust: Sequenc
         on_first_rank(ranks, lambda: require_sound(dataset))
     fingerprint = dataset.fingerprint()
     cv = instantiate(cfg["cv"], "cv", trust)
+    if cv.selection == "last" and cfg["trainer"]["early_stopping"]["patience"]:
+        raise ConfigError("cv.selection=last takes the last epoch: set trainer.early_stopping.patience=null, or cv.selection=inner")
     return Session(cfg, folder, overrides, trust, dataset, cv, digest, fingerprint)
 
 

@@ -37,12 +37,6 @@ def settle_folds(folder: Path, dataset: RecordDataset, settings: CvSettings) -> 
     return folds
 
 
-def fix_folds(folder: Path, dataset: RecordDataset, settings: CvSettings, folds: list[Fold]) -> None:
-    """Writes folds that make_folds has given, or checks that those of the file are these. Raises RunFolderError."""
-    if settle_folds(folder, dataset, settings) != folds:
-        raise RunFolderError(f"{folder / FILE}: the same settings now give other folds (another scikit-learn?); resume=never starts afresh")
-
-
 def read_folds_info(path: Path) -> dict[str, Any]:
     """The parsed file. Raises RunFolderError where it is missing, damaged or of another format."""
     try:

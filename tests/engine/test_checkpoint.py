@@ -96,6 +96,7 @@ def in_child(work):
     pid = os.fork()
     if pid == 0:
         try:
+            torch.set_num_threads(1)  # the parent's OpenMP team does not live on in a fork: the child would wait for it for ever
             work()
             os._exit(0)
         except StorageError:
