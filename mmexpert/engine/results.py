@@ -5,9 +5,9 @@ import json
 import os
 import platform
 import re
+import shlex
 import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def write_run_files(folder: Path, config: dict[str, Any], overrides: list[str], 
 def command(overrides: list[str], processes: int) -> str:
     """The exact command that reproduces the run."""
     start = "python" if processes == 1 else f"torchrun --nproc_per_node {processes}"
-    return " ".join([start, "-m mmexpert.train", *overrides])
+    return f"{start} -m mmexpert.train {shlex.join(overrides)}".rstrip()
 
 
 def git_state() -> dict[str, Any]:
@@ -120,8 +120,3 @@ def write_data_report(folder: Path, report: dict[str, Any], dropped: list[tuple[
 def read_json(path: Path) -> Any:
     """Parsed JSON of a file."""
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def python_command() -> str:
-    """How this process was started."""
-    return mask_text(" ".join([Path(sys.executable).name, *sys.argv]))

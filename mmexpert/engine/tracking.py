@@ -68,11 +68,12 @@ class Tracker:
         )
 
     def truncate(self, step: int) -> None:
-        """Cuts off lines of steps that a resume will take again."""
-        rows = self._rows()
-        kept = [row for row in rows if row["step"] <= step]
-        if len(kept) < len(rows):
-            write_atomic(self.path, "".join(strict_json(row) for row in kept))
+        """Cuts off lines of steps that a resume will take again, and the half line of a kill in mid-write."""
+        if not self.path.exists():
+            return
+        kept = "".join(strict_json(row) for row in self._rows() if row["step"] <= step)
+        if kept != self.path.read_text(encoding="utf-8"):
+            write_atomic(self.path, kept)
 
     def log_images(self, pictures: dict[str, Path]) -> None:
         """Sends plots to trackers that take pictures."""

@@ -1,0 +1,72 @@
+"""Pictures: drawn for every kind of run, with axes named, gaps for missing values and no display."""
+
+import pytest
+
+from mmexpert.engine import plots
+
+HISTORY = [
+    {"epoch": 1, "train/loss_total": 3.0, "train/in_batch_recall_1": 0.1, "train/lr_radar": 1e-3, "train/logit_scale": 14.3},
+    {"epoch": 2, "train/loss_total": 2.0, "valid/loss_total": 2.5, "valid/radar_to_text_R@1": 20.0, "valid/gallery32_radar_to_text_R@1": 50.0,
+     "train/lr_radar": 5e-4, "train/logit_scale": 15.0},
+]  # fmt: skip
+
+
+class Kept:
+    """Keeps figures instead of writing them."""
+
+    def __init__(self, monkeypatch):
+        self.figures = {}
+        monkeypatch.setattr(plots, "_save", lambda figure, path: self.figures.update({path.name: figure}))
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    return Kept(monkeypatch).figures
+
+
+def lines(panel):
+    return {line.get_label(): list(line.get_ydata()) for line in panel.get_lines()}
+
+
+def test_curves_show_loss_with_its_chance_recall_and_rates(tmp_path, kept):
+    plots.training_curves(tmp_path / "curves.png", HISTORY, best_epoch=2, batch_size=64)
+    loss, accuracy, rates, scale = kept["curves.png"].axes
+    assert lines(loss)["train"] == [3.0, 2.0] and "ln(64), chance" in lines(loss)
+    valid = lines(loss)["valid"]
+    assert valid[0] != valid[0] and valid[1] == 2.5  # a gap where nothing was validated
+    assert "radar to text R@1" in lines(accuracy) and not [name for name in lines(accuracy) if "gallery" in name]
+    assert lines(accuracy)["train, in-batch recall@1"][0] == 10.0
+    assert lines(rates)["radar"] == [1e-3, 5e-4] and lines(scale)["logit scale"] == [14.3, 15.0]
+    assert loss.get_ylabel() == "loss_total (nats)" and accuracy.get_ylabel() == "percent"
+
+
+def test_retrieval_metrics_fill_four_panels(tmp_path, kept):
+    names = ["radar_to_text", "text_to_radar"]
+    tables = {
+        "ranks": {name: [1, 2, 2, 4] for name in names},
+        "n10": {name: [4, 4, 4, 4] for name in names},
+        "similarity_histogram": {"positive": [0] * 59 + [4], "negative": [12] + [0] * 59},
+    }
+    chance = {f"{name}_R@{k}": 25.0 * k for name in names for k in (1, 5)}
+    metrics = {f"{name}_R@{k}": 50.0 for name in names for k in (1, 5)} | {"positive_similarity": 0.9, "negative_similarity": -0.9}
+    plots.model_metrics(
+        tmp_path / "m.png", tables, {"directions": names, "k": [1, 5], "queries": 4, "gallery": 4, "chance": chance}, metrics
+    )
+    recall, histogram, ranks, hubs = kept["m.png"].axes
+    assert [bar.get_height() for bar in recall.patches] == [50.0] * 4 and "gallery 4" in recall.get_title()
+    assert max(bar.get_height() for bar in histogram.patches) == 1.0
+    assert lines(ranks)["radar to text"] == [25.0, 50.0, 75.0, 100.0]
+    assert sum(bar.get_height() for bar in hubs.patches) == 8
+
+
+def test_confusion_shows_counts_truth_in_rows(tmp_path, kept):
+    plots.confusion(tmp_path / "c.png", [{"truth": "walk", "walk": 3, "jump": 1}, {"truth": "jump", "walk": 0, "jump": 2}])
+    (panel,) = kept["c.png"].axes
+    assert [text.get_text() for text in panel.texts] == ["3", "1", "0", "2"]
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["walk", "jump"] and panel.get_ylabel() == "truth"
+
+
+def test_files_appear_where_they_apply(tmp_path):
+    plots.write_plots(tmp_path, HISTORY, {"confusion": [{"truth": "a", "a": 1}]}, {}, {}, 1, 8)
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["confusion.png", "training_curves.png"]
+    assert (tmp_path / "plots" / "confusion.png").read_bytes().startswith(b"\x89PNG")
