@@ -44,11 +44,11 @@ def test_every_row_is_in_the_json_lines_and_in_the_tables(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 2]
     assert "train/loss_total" not in lines[2] and lines[2]["valid/radar_to_text_R@1"] == 12.5
-    train = list(csv.DictReader(open(tmp_path / "train_metrics.csv")))
+    train = list(csv.DictReader((tmp_path / "train_metrics.csv").read_text().splitlines()))
     assert [(row["step"], row["train/loss_total"], row["train/grad_norm"]) for row in train] == [("1", "2.0", ""), ("2", "1.5", "3.0")]
-    (valid,) = csv.DictReader(open(tmp_path / "validation_metrics.csv"))
+    (valid,) = csv.DictReader((tmp_path / "validation_metrics.csv").read_text().splitlines())
     assert valid["valid/radar_to_text_R@1"] == "12.5"
-    (epoch,) = csv.DictReader(open(tmp_path / "history.csv"))
+    (epoch,) = csv.DictReader((tmp_path / "history.csv").read_text().splitlines())
     assert epoch["train/loss_total"] == "1.75" and json.loads((tmp_path / "history.json").read_text())[0]["valid/radar_to_text_R@1"] == 12.5
 
 
