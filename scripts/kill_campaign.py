@@ -24,7 +24,8 @@ STEPS, PER_EPOCH = 24, 6
 RUN = [
     "dataset.train=96", "dataset.valid=32", "dataset.test=32", "trainer.batch_size=16", f"trainer.epochs={STEPS // PER_EPOCH}",
     "trainer.num_workers=2", "trainer.save_every_steps=1", "trainer.save_top_k=2", "trainer.early_stopping.patience=3",
-    "encoder.radar.width=16", "model.projection_dim=32", "encoder.text.bert.width=32", "encoder/radar/fusion=concat", "encoder.radar.fusion.view_dropout=0.3",
+    "encoder.radar.width=16", "model.projection_dim=32", "encoder.text.bert.width=32",
+    "encoder/radar/fusion=concat", "encoder.radar.fusion.view_dropout=0.3",
 ]  # fmt: skip
 
 

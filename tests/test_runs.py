@@ -170,7 +170,7 @@ def test_a_second_run_in_one_folder_is_told_who_holds_it(tmp_path, tiny):
 @pytest.mark.parametrize("override, text, code", [
     ("trainer.batch_size=15", "must be a multiple", 2),
     ("trainer.batch_size=1000", "larger than the training part of 64 samples", 2),
-    ("encoder.radar.dim=48", "encoder.radar.dim=48 differs from model.projection_dim=32", 2),
+    ("encoder.radar.dim=48", "encoder.radar.dim=48, encoder.text.dim=32, model.projection_dim=32: the widths differ", 2),
     ("trainer.mixed_precision=fp16", "fp16 on a CPU", 2),
     ("trainer.monitor=valid/nonsense", "valid/nonsense", 2),
     ("dataset.views=doppler_only", "write `all` or a list of range, doppler, azimuth", 2),

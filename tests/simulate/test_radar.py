@@ -73,13 +73,15 @@ def test_reversed_time_flips_doppler_and_frames():
 
 
 def test_two_points_half_a_bin_apart_are_one_peak_and_four_bins_apart_two():
-    def peaks(apart):
-        points = np.tile(np.array([[0, 1, -3.0], [0, 1, -3.0 - apart * CHIRPS.range_bin]]), (4, 1, 1))
+    def peaks(apart):  # metres, a whole number of half wavelengths: in phase, or waves that cancel midway would make two peaks of any two
+        points = np.tile(np.array([[0, 1, -3.0], [0, 1, -3.0 - apart]]), (4, 1, 1))
         column = QUIET.views(points, np.ones(2), 50, FRONT, np.random.default_rng(0))["range_time"][:, 1]
         inner = column[1:-1]
         return int(((inner > column[:-2]) & (inner > column[2:]) & (inner > column.max() / 4)).sum())
 
-    assert peaks(0.5) == 1 and peaks(4) == 2
+    half = CHIRPS.wavelength / 2
+    assert 0.5 < 12 * half / CHIRPS.range_bin < 0.55 and peaks(12 * half) == 1
+    assert 3.98 < 92 * half / CHIRPS.range_bin < 4.02 and peaks(92 * half) == 2
 
 
 def test_frames_without_scatterers_are_noise_alone():
