@@ -91,19 +91,35 @@ def print_finished(folder: Path) -> float | None:
 
 def main() -> None:
     """Entry point of `python -m mmexpert.train` and mmexpert-train."""
+    code = 1  # of a defect
     try:
         launch(application)
+        code = 0
+    except SystemExit as end:
+        code = end.code
+        raise
     finally:
         if "torch" in sys.modules:
-            leave_group()
+            leave_group(code)
 
 
-def leave_group() -> None:
-    """Ends the process group, after all jobs of a multirun: rank 0 leaving early would abort the others."""
+def leave_group(code: int) -> None:
+    """Ends the process group, after all jobs of a multirun: rank 0 leaving early would abort the others.
+
+    A process of a group then ends at once: a thread of the group that wakes while the interpreter is being torn down ends the
+    process with "terminate called without an active exception" (seen in 1 of 60 runs, all of whose files were written).
+    """
     from torch import distributed
 
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    distributed.destroy_process_group()
+    if code == 1:
+        return  # Python has a traceback to print
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
