@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from mmexpert.command_line import launch, trust_list
-from mmexpert.config import CONF_DIR, instantiate
+from mmexpert.command_line import composed, launch, trust_list
+from mmexpert.config import instantiate
 from mmexpert.types import DataError
 
 if TYPE_CHECKING:  # --help and a misspelt key must not wait for torch
@@ -37,9 +36,7 @@ def application() -> None:
         sys.stdout.write(__doc__)
         return
     overrides = sys.argv[1:]
-    with initialize_config_dir(version_base="1.3", config_dir=CONF_DIR):
-        cfg = compose("check_data", overrides=overrides)
-    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    plain = OmegaConf.to_container(composed(*overrides, name="check_data"), resolve=True, throw_on_missing=True)
     name, findings = check_config(plain["dataset"], tuple(trust_list), plain["least_groups"])
     counts = Counter(finding.severity for finding in findings)
     for finding in findings[:_SHOWN]:

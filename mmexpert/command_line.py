@@ -6,6 +6,10 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 from mmexpert.config import CONF_DIR, NOT_HASHED, suggest, trusted
 from mmexpert.types import ConfigError, MmexpertError, SweepError
@@ -90,6 +94,15 @@ def register() -> None:
         sys.path.append(plugins)
 
 
+def composed(*overrides: str, name: str = "train") -> "DictConfig":
+    """The configuration that a command line with these overrides gives, outside hydra.main. Raises Hydra's errors."""
+    from hydra import compose, initialize_config_dir
+
+    register()
+    with initialize_config_dir(version_base="1.3", config_dir=CONF_DIR):
+        return compose(name, overrides=list(overrides))
+
+
 def launch(application: Callable[[], object]) -> None:
     """Runs a Hydra application; every MmexpertError or Hydra error becomes a message on stderr and its exit code.
 
@@ -146,11 +159,11 @@ def hydra_message(error: Exception) -> str | None:
 
 
 def groups() -> dict[str, list[str]]:
-    """Config groups and their options, read from the folder names."""
+    """Config groups and their options, read from the folder names; `base` folders hold what options share, and are none."""
     found: dict[str, list[str]] = {}
     for path in sorted(Path(CONF_DIR).rglob("*.yaml")):
         group = path.parent.relative_to(CONF_DIR).as_posix()
-        if group not in (".", "hydra"):
+        if group not in (".", "hydra") and path.parent.name != "base":
             found.setdefault(group, []).append(path.stem)
     return found
 

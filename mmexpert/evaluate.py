@@ -11,12 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mmexpert.command_line import groups, launch, trust_list
-from mmexpert.config import CONF_DIR, suggest
+from mmexpert.command_line import composed, groups, launch, trust_list
+from mmexpert.config import suggest
 from mmexpert.types import ConfigError, RunFolderError
 
 OWN_KEYS = {"run": None, "split": "test", "checkpoint": "best"}
@@ -76,8 +75,7 @@ def overridden(stored: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     for override in overrides:
         key, _, value = override.partition("=")
         if key in options:
-            with initialize_config_dir(version_base="1.3", config_dir=CONF_DIR):
-                node = OmegaConf.select(compose("train", overrides=[override]), key.replace("/", "."))
+            node = OmegaConf.select(composed(override), key.replace("/", "."))
             OmegaConf.update(cfg, key.replace("/", "."), node, merge=False, force_add=True)
             continue
         try:

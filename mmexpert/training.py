@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 from mmexpert import build
 from mmexpert.config import NOT_HASHED, instantiate
-from mmexpert.engine.console import set_up_logging
+from mmexpert.engine.console import fold_table, set_up_logging
 from mmexpert.engine.export import save_model
+from mmexpert.engine.files import write_atomic
 from mmexpert.engine.finish import Finished, load_best, score_parts, write_results
 from mmexpert.engine.folds import Fold, chosen_folds, fold_seed
 from mmexpert.engine.folds_file import settle_folds
@@ -187,6 +188,10 @@ def _write(
 def finish_folds(session: Session) -> None:
     """The summary over folds, once none is left; the run's status."""
     summary = aggregate(session.folder)
+    lines = ["", *fold_table(summary)]
+    write_atomic(session.folder / "result.txt", "\n".join(lines) + "\n")
+    for line in lines:
+        log.info("%s", line)
     state = "done" if summary["state"] == "done" else "running"
     status = Status(state, session.hash, session.fingerprint, exit_code=0 if state == "done" else None)
     write_status(session.folder, status)

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
 
-from mmexpert.config import CONF_DIR, instantiate
+from mmexpert.command_line import composed
+from mmexpert.config import instantiate
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "pictures"
 AXES = {
@@ -24,10 +24,8 @@ AXES = {
 
 def simulated(cache: str) -> tuple[dict[str, np.ndarray], str, float]:
     """Views of a clip that walks and then does something else, its caption, frames per second."""
-    node = OmegaConf.merge(
-        OmegaConf.load(Path(CONF_DIR) / "dataset/radar_sim.yaml"), {"train": 40, "valid": 0, "test": 0, "cache_dir": cache}
-    )
-    dataset = instantiate(node, "dataset")
+    given = ["train=40", "valid=0", "test=0", f"cache_dir={cache}"]
+    dataset = instantiate(composed(*(f"dataset.{override}" for override in given)).dataset, "dataset")
     index = next(i for i, record in enumerate(dataset.records) if "walk" in record.captions[0] and "then" in record.captions[0])
     sample = dataset[(index, -1, 0)]
     return sample["radar"], sample["text"], 50.0
@@ -35,9 +33,8 @@ def simulated(cache: str) -> tuple[dict[str, np.ndarray], str, float]:
 
 def real(root: str, cache: str) -> tuple[dict[str, np.ndarray], str, float]:
     """Views of 300 frames of a RadHAR session, moving points only."""
-    changes = {"root": root, "cache_dir": cache, "window": 300, "augmentation": None}
-    node = OmegaConf.merge({"dataset": OmegaConf.load(Path(CONF_DIR) / "dataset/radhar.yaml")}, {"dataset": changes}).dataset
-    dataset = instantiate(node, "dataset")
+    given = [f"root={root}", f"cache_dir={cache}", "window=300", "augmentation=null"]
+    dataset = instantiate(composed("dataset=radhar", *(f"dataset.{override}" for override in given)).dataset, "dataset")
     index = next(i for i, record in enumerate(dataset.records) if record.id.startswith("jack/"))
     return dataset[(index, -1, 0)]["radar"], dataset.records[index].id, 30.0
 

@@ -62,15 +62,11 @@ def tiny(clip_cache: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def tiny_run(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two epochs."""
-    from hydra import compose, initialize_config_dir
-
-    from mmexpert.command_line import register
-    from mmexpert.config import CONF_DIR, check
+    from mmexpert.command_line import composed
+    from mmexpert.config import check
     from mmexpert.training import train_run
 
     folder = tmp_path_factory.mktemp("outputs") / "radar" / "tiny"
-    register()
-    with initialize_config_dir(version_base="1.3", config_dir=CONF_DIR):
-        plain = check(compose("train", overrides=[*tiny, "trainer.epochs=2"]))
+    plain = check(composed(*tiny, "trainer.epochs=2"))
     train_run(plain, folder, tiny, ())
     return folder

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -122,7 +123,7 @@ def radhar(tmp_path, shared_data):
 
 
 def test_the_command_ends_with_0_with_3_under_strict_and_with_3_for_an_error(tmp_path, radhar, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(check_data.CONF_DIR) + "/..")
+    monkeypatch.setenv("PYTHONPATH", str(Path(check_data.__file__).parents[1]))
     ended = command(tmp_path, *radhar)
     assert (
         ended.returncode == 0 and "errors: 0, warnings: 3, listed in outputs/data_checks/" in ended.stdout
@@ -136,6 +137,6 @@ def test_the_command_ends_with_0_with_3_under_strict_and_with_3_for_an_error(tmp
 
 @pytest.mark.parametrize("argument, said", [("dataset=radhar", "dataset.root"), ("strikt=true", "strikt: there is no such key")])
 def test_a_misspelt_command_ends_with_2(tmp_path, argument, said, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(check_data.CONF_DIR) + "/..")
+    monkeypatch.setenv("PYTHONPATH", str(Path(check_data.__file__).parents[1]))
     ended = command(tmp_path, argument)
     assert ended.returncode == 2 and said in ended.stderr and "Traceback" not in ended.stderr

@@ -56,7 +56,9 @@ def test_folds_by_session_end_in_a_summary_with_interval_and_every_row_predicted
     assert summary["state"] == "done" and summary["folds_done"] == [1, 2, 3]
     assert summary["metrics"]["test/acc"]["mean"] > 0.9  # the classes lie 3 m apart
     assert summary["metrics"]["test/acc"]["ci95_bootstrap"][0] <= summary["metrics"]["test/acc"]["mean"]
-    assert "test/probe_acc" in summary["metrics"]
+    printed = [line for line in ended.stdout.splitlines() if line.startswith(("acc ", "probe_acc "))][-2:]
+    assert printed == (run / "result.txt").read_text().splitlines()[3:10:5], printed
+    assert f"{summary['metrics']['test/probe_acc']['mean']:.3f}" in printed[1] and " .. " in printed[0]
     rows = (run / "oof_predictions.csv").read_text().splitlines()[1:]
     assert len(rows) == len({row.split(",")[0] for row in rows}) == 2 * 6 * 3
     info = json.loads((run / "folds_info.json").read_text())

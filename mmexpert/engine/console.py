@@ -8,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 log = logging.getLogger(__name__)
+_CLASS_METRICS = ("acc", "balanced_acc", "macro_f1", "map", "group_acc", "probe_acc", "probe_balanced_acc")
 _SHORT = {"loss": "loss_total", "cls": "loss_class", "clip": "loss_clip", "seq": "loss_seq"}
 
 
@@ -96,9 +97,32 @@ def result_table(metrics: dict[str, Any], protocol: dict[str, Any]) -> list[str]
         return lines + ([f"own caption above the hard one, % (chance 50): {', '.join(hard)}"] if hard else [])
     head = f"{protocol['part']} part of {protocol['dataset']}: {protocol['rows']} rows, {protocol['n_classes_used']} classes"
     lines = [f"{head}, by {protocol['by']}"]
-    for key in ("acc", "balanced_acc", "macro_f1", "map", "group_acc", "probe_acc", "probe_balanced_acc"):
+    for key in _CLASS_METRICS:
         if metrics.get(key) is not None:
             interval = f"  [{metrics[f'{key}_lo']:.3f}, {metrics[f'{key}_hi']:.3f}]" if f"{key}_lo" in metrics else ""
             beside = f"  (chance {chance[key]:.3f})" if key in chance else ""
             lines.append(f"{key:20s}{metrics[key]:.3f}{interval}{beside}")
     return lines
+
+
+def fold_table(summary: dict[str, Any]) -> list[str]:
+    """The lines printed after the last fold: means over folds with both intervals; recalls of retrieval where there are no classes."""
+    entries = {name.removeprefix("test/"): entry for name, entry in (summary["metrics"] | summary["group_metrics"]).items()}
+    stamp = ", OPTIMISTIC: chosen on the test parts" if summary["optimistic"] else ""
+    done, missing = len(summary["folds_done"]), summary["folds_missing"]
+    lines = [
+        f"{done} folds, {summary['groups']} groups, selection {summary['selection']}{stamp}" + (f", missing: {missing}" if missing else ""),
+        f"{'mean over folds':26s}{'':8s}{'sd':>7s}   95 % over folds   95 % over groups   chance",
+    ]
+    shown = [key for key in _CLASS_METRICS if key in entries] or [key for key in entries if "_R@" in key and not key.startswith("valid/")]
+    for key in shown:
+        entry = entries[key]
+        cells = [_bounds(entry["ci95_corrected"]), _bounds(entry["ci95_bootstrap"])]
+        sd = "" if entry["sd"] is None else f"{entry['sd']:.3f}"
+        chance = "" if entry["chance"] is None else f"{entry['chance']:.3f}"
+        lines.append(f"{key:26s}{entry['mean']:8.3f}{sd:>7s}{cells[0]:>18s}{cells[1]:>19s}{chance:>9s}".rstrip())
+    return [*lines, *(f"WARNING: {warning}" for warning in summary["warnings"])]
+
+
+def _bounds(interval: Any) -> str:
+    return "" if interval is None else f"{interval[0]:.3f} .. {interval[1]:.3f}"

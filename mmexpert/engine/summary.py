@@ -87,7 +87,8 @@ def summary_table(summary: dict[str, Any]) -> str:
 
 def over_folds(metrics: Sequence[dict[str, Any]], rows: Sequence[FoldRows], names: Sequence[str]) -> dict[str, Any]:
     """Per metric of the valid and test parts: value of each fold (None where it has none), mean, spread, intervals, chance."""
-    keys = list(dict.fromkeys(key for fold in metrics for key in fold if key.startswith(("test/", "valid/"))))
+    found_keys = dict.fromkeys(key for fold in metrics for key in fold if key.startswith(("test/", "valid/")))
+    keys = [key for key in found_keys if not key.endswith(("_lo", "_hi"))]  # bounds within a fold: their mean bounds nothing
     protocols = [fold.get("protocol", {}).get("test", {}) for fold in metrics]
     ratio = float(np.mean([test / train for train, test in (fold.sizes for fold in rows)])) if rows else 0.0
     drawn = bootstrap_intervals(rows, names, protocols[0].get("k", ())) if rows else {}

@@ -46,7 +46,7 @@ class ClassificationEvaluator:
             raise KeyError("batch has no 'label'; evaluator=classification needs a data set with classes")
         labels = collected.label.numpy()
         texts = text_scores(objective, collected, accelerator)
-        probabilities, by = self._probabilities(collected, texts, loaders)
+        probabilities, by = self._probabilities(objective, collected, texts, loaders)
         records = [dataset.records[i] for i in collected.ids.tolist()]
         groups = [record.group for record in records]
         metrics: dict[str, Any] = dict(classification_metrics(probabilities, labels))
@@ -73,12 +73,12 @@ class ClassificationEvaluator:
         known = {name: value for name, value in metrics.items() if value is not None}
         return Evaluation(known, protocol, _tables(probabilities, labels, names), _predictions(probabilities, labels, names, records))
 
-    def _probabilities(self, collected: Collected, texts: Tensor | None, loaders: Any) -> tuple[np.ndarray, str]:
+    def _probabilities(self, objective: nn.Module, collected: Collected, texts: Tensor | None, loaders: Any) -> tuple[np.ndarray, str]:
         """Probabilities [n, K] in fp64 and where they come from: the class head, else the cosines at the usual scale."""
         if collected.class_logits is not None:
-            logits, by = collected.class_logits.double(), "class head"
+            logits, by = collected.class_logits.double(), objective.model.head.kind
         elif texts is not None:
-            logits, by = texts.double() * _TEXT_SCALE, "class texts"
+            logits, by = texts.double() * _TEXT_SCALE, "text prompts"
         else:
             raise ConfigError("evaluator=classification needs class logits or class texts: choose model/head=text")
         if not bool((finite := torch.isfinite(logits).all(1)).all()):

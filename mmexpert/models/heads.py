@@ -49,6 +49,7 @@ class TextHead(nn.Module):
     """
 
     needs_class_texts = True
+    kind = "text prompts"
 
     def __init__(self, temperature: float, classes: ClassTable) -> None:
         super().__init__()
@@ -76,6 +77,7 @@ class LinearHead(nn.Module):
     """A linear map of the query features. dim: D."""
 
     needs_class_texts = False
+    kind = "linear head"
 
     def __init__(self, dim: int, classes: ClassTable) -> None:
         super().__init__()

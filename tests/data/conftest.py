@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from mmexpert.config import CONF_DIR, instantiate
+from mmexpert.command_line import composed
+from mmexpert.config import instantiate
 from mmexpert.data.records import RecordDataset
 
 
@@ -20,13 +21,11 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def build(shared_cache: Path) -> Callable[..., RecordDataset]:
     def build(name: str, **changes: Any) -> RecordDataset:
-        node = OmegaConf.load(f"{CONF_DIR}/dataset/{name}.yaml")
-        if "cache_dir" in node:
-            node.cache_dir = str(shared_cache)
-        if "workers" in node:
-            node.workers = 1
-        node = OmegaConf.merge(node, {key: str(value) if isinstance(value, Path) else value for key, value in changes.items()})
-        whole = OmegaConf.create({"dataset": node})  # some leaves refer to ${dataset.window}
-        return instantiate(OmegaConf.to_container(whole, resolve=True)["dataset"], "dataset")
+        cfg = composed(f"dataset={name}")
+        OmegaConf.set_struct(cfg, False)
+        fixed = {"cache_dir": str(shared_cache), "workers": 1}
+        changes = {key: str(value) if isinstance(value, Path) else value for key, value in changes.items()}
+        cfg.dataset = OmegaConf.merge(cfg.dataset, {key: value for key, value in fixed.items() if key in cfg.dataset}, changes)
+        return instantiate(OmegaConf.to_container(cfg.dataset, resolve=True), "dataset")
 
     return build

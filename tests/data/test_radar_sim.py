@@ -11,7 +11,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from mmexpert.config import CONF_DIR, instantiate
+from mmexpert.command_line import composed
+from mmexpert.config import instantiate
 from mmexpert.data.cache import MANIFEST, cached_folder
 from mmexpert.data.collate import Collate
 from mmexpert.data.loaders import Loaders, PlanSettings, WorkerSettings
@@ -21,10 +22,8 @@ from mmexpert.types import ConfigError, ProcessError
 
 
 def radar_sim(cache: Path, **keys):
-    cfg = OmegaConf.merge(
-        OmegaConf.load(Path(CONF_DIR) / "dataset/radar_sim.yaml"), {"train": 24, "valid": 8, "test": 17, "cache_dir": str(cache)} | keys
-    )
-    return instantiate(cfg, "dataset")
+    given = {"train": 24, "valid": 8, "test": 17, "cache_dir": str(cache)} | keys
+    return instantiate(OmegaConf.merge(composed().dataset, given), "dataset")
 
 
 @pytest.fixture(scope="module")

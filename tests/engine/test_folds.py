@@ -413,14 +413,10 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path):
 
 @pytest.mark.parametrize("method", ["none", "group", "stratified_group"])
 def test_every_yaml_of_the_group_makes_folds(method):
-    from hydra import compose, initialize_config_dir
+    from mmexpert.command_line import composed
+    from mmexpert.config import check, instantiate
 
-    from mmexpert.command_line import register
-    from mmexpert.config import CONF_DIR, check, instantiate
-
-    register()
-    with initialize_config_dir(version_base="1.3", config_dir=CONF_DIR):
-        plain = check(compose("train", overrides=[f"cv={method}"]))
+    plain = check(composed(f"cv={method}"))
     chosen = instantiate(plain["cv"], "cv")
     folds = make_folds(dataset(grouped(groups=40), "ab"), chosen)
     assert chosen.method == method and len(folds) == (1 if method == "none" else 5)

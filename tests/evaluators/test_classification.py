@@ -44,7 +44,7 @@ def test_accuracy_recall_and_confusion_are_counted_over_every_row():
         {"truth": "jump", "walk": 0, "jump": 2, "box": 1},
         {"truth": "box", "walk": 0, "jump": 0, "box": 3},
     ]
-    assert got.protocol["chance"]["acc"] == 0.5 and got.protocol["rows"] == 12 and got.protocol["by"] == "class head"
+    assert got.protocol["chance"]["acc"] == 0.5 and got.protocol["rows"] == 12 and got.protocol["by"] == "text prompts"
 
 
 def test_rows_of_the_predictions_hold_names_and_probabilities_that_add_to_one():
@@ -59,7 +59,7 @@ def test_head_and_texts_alone_predict_alike_and_say_which_they_are_and_that_text
     labels = [0, 1, 2, 0]
     by_head, by_text = (evaluated(clear(labels, wrong=(3,)), labels, head=head) for head in (True, False))
     assert by_head.metrics["acc"] == by_text.metrics["acc"] == 0.75
-    assert by_text.protocol["by"] == "class texts" and by_text.protocol["uncalibrated"] and not by_head.protocol["uncalibrated"]
+    assert by_text.protocol["by"] == "text prompts" and by_text.protocol["uncalibrated"] and not by_head.protocol["uncalibrated"]
     query = torch.nn.functional.normalize(clear(labels), dim=1)
     expected = torch.softmax(query[0].double() / 0.07, 0)
     assert evaluated(clear(labels), labels, head=False).predictions[0]["p_walk"] == pytest.approx(float(expected[0]), rel=1e-5)

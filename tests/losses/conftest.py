@@ -12,14 +12,10 @@ NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
 @pytest.fixture(scope="session")
 def built() -> dict[str, object]:
     """Loss by the name of its YAML, in float64."""
-    from hydra import compose, initialize_config_dir
+    from mmexpert.command_line import composed
+    from mmexpert.config import check, instantiate
 
-    from mmexpert.command_line import register
-    from mmexpert.config import CONF_DIR, check, instantiate
-
-    register()
-    with initialize_config_dir(version_base="1.3", config_dir=CONF_DIR):
-        nodes = {name: check(compose("train", overrides=[f"loss={name}"]))["loss"] for name in NAMES}
+    nodes = {name: check(composed(f"loss={name}"))["loss"] for name in NAMES}
     return {name: (lambda node=node: instantiate(node, "loss").double()) for name, node in nodes.items()}
 
 
