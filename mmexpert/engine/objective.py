@@ -2,8 +2,10 @@
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn import functional as F
 
+from mmexpert.losses.gather import gather, processes
 from mmexpert.types import Batch, ConfigError, Encoding, Pair
 
 
@@ -45,16 +47,27 @@ class Objective(nn.Module):
         terms = self.loss(pair.query.features, pair.target.features, keys, pair.target_key)
         terms = terms | self.loss.class_loss(pair, batch)
         total = self._weighted(terms)
+        report = in_batch_report(pair, keys)
         if self.similarity is not None:
-            target_key = keys if pair.target_key is None else pair.target_key
-            scores = self.similarity(pair.query, pair.target)
-            terms["loss_seq"] = self.sequence_loss.from_scores(scores, keys[:, None] == target_key)["loss_clip"]
-            total = total + self.ramp * self.sequence_weight * terms["loss_seq"]
+            terms["loss_seq"], gaps = self._sequence_term(pair, keys)
+            total, report = total + self.ramp * self.sequence_weight * terms["loss_seq"], report | gaps
         with torch.no_grad():
-            report = in_batch_report(pair, keys)
             if pair.class_logits is not None and "label" in batch:
                 report["acc"] = (pair.class_logits.argmax(1) == batch["label"]).float().mean()
         return self.named(terms) | report | {"loss_total": total}, pair
+
+    def _sequence_term(self, pair: Pair, keys: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """loss_seq over the pairs of all ranks, and the score gap of each head.
+
+        Only target tokens travel (the shorter side); each rank scores its own queries, and the matrix of scores is gathered with its
+        gradient. Every rank then has the whole loss, whose mean over ranks has the gradient of one process.
+        """
+        target_key = gather(keys if pair.target_key is None else pair.target_key)
+        heads = self.similarity.head_scores(pair.query, gather_tokens(pair.target))
+        scores = gather(self.similarity.mix(heads))
+        loss = self.sequence_loss.from_scores(scores, gather(keys)[:, None] == target_key)["loss_clip"]
+        positives = keys[:, None] == target_key
+        return loss, {f"score_gap_{name}": score_gap(rows.detach(), positives) for name, rows in heads.items()}
 
     def score_losses(self, scores: Tensor, positives: Tensor) -> dict[str, Tensor]:
         """The contrastive terms of given scores [Bq, Bt]: evaluation has gathered features and needs no other rank."""
@@ -76,7 +89,8 @@ class Objective(nn.Module):
                 found[f"logit_scale{suffix}"] = scale.detach().exp()
             if (bias := getattr(holder, "logit_bias", None)) is not None:
                 found[f"logit_bias{suffix}"] = bias.detach()
-        return found
+        weights = {} if self.similarity is None else self.similarity.weights()
+        return found | {f"similarity_weight_{name}": weight.detach() for name, weight in weights.items()}
 
     def clamp_(self) -> None:
         """Keeps every scale in its range; called after the optimizer step."""
@@ -96,13 +110,31 @@ class Objective(nn.Module):
         return sum(weight * terms[name] for name, weight in self.loss.term_weights.items() if name in terms)
 
 
+@torch.no_grad()
 def in_batch_report(pair: Pair, keys: Tensor) -> dict[str, Tensor]:
-    """score_gap: mean score of positives minus that of negatives; in_batch_recall_1: share of rows whose best target is a positive."""
+    """score_gap of the pooled cosines; in_batch_recall_1: share of rows whose best target is a positive."""
     scores = cosine(pair.query, pair.target)
     positives = keys[:, None] == (keys if pair.target_key is None else pair.target_key)
+    recall = positives.gather(1, scores.argmax(1, keepdim=True)).float().mean()
+    return {"score_gap": score_gap(scores, positives), "in_batch_recall_1": recall}
+
+
+def score_gap(scores: Tensor, positives: Tensor) -> Tensor:
+    """Mean score of positives minus that of negatives (0 where there are none)."""
     negatives = ~positives
-    gap = (scores * positives).sum() / positives.sum() - (scores * negatives).sum() / negatives.sum().clamp(min=1)
-    return {"score_gap": gap, "in_batch_recall_1": positives.gather(1, scores.argmax(1, keepdim=True)).float().mean()}
+    return (scores * positives).sum() / positives.sum() - (scores * negatives).sum() / negatives.sum().clamp(min=1)
+
+
+def gather_tokens(encoding: Encoding) -> Encoding:
+    """The encodings of all ranks, sequences padded to the longest of them; the same object in one process."""
+    if processes() == 1 or encoding.sequence is None:
+        return encoding
+    longest = torch.tensor(encoding.sequence.shape[1], device=encoding.sequence.device)
+    dist.all_reduce(longest, dist.ReduceOp.MAX)
+    pads = int(longest) - encoding.sequence.shape[1]
+    mask = torch.ones(encoding.sequence.shape[:2], dtype=torch.bool, device=longest.device) if encoding.mask is None else encoding.mask
+    sequence, mask = F.pad(encoding.sequence, (0, 0, 0, pads)), F.pad(mask, (0, pads))
+    return Encoding(encoding.features, gather(sequence), gather(mask.long()).bool())
 
 
 def cosine(query: Encoding, target: Encoding) -> Tensor:

@@ -1,0 +1,1 @@
+"""Scores of token sequences: (Encoding, Encoding) -> [Bq, Bt] in [-1, 1]."""

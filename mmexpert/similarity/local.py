@@ -1,0 +1,80 @@
+"""Late interaction of short windows: each window looks for its best partner (token level: ColBERT 2004.12832, FILIP 2111.07783)."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmexpert.similarity.base import Head, Similarity, Tokens, masked_mean, token_cosines
+from mmexpert.types import ConfigError
+
+_BELOW = -2.0  # under any cosine
+
+
+class WindowHead(Head):
+    """Mean over query windows of their best target window, and mirrored; half of each.
+
+    Windows of query_window tokens begin every query_stride tokens, likewise on the target side; a window counts that holds
+    min(length, half of itself) real tokens or more. Windows of 1 with stride 1 are token-level MaxSim.
+    """
+
+    reads_table = False
+
+    def __init__(self, query_window: int, query_stride: int, target_window: int, target_stride: int) -> None:
+        super().__init__()
+        sizes = (query_window, query_stride, target_window, target_stride)
+        if min(sizes) < 1:
+            raise ConfigError(f"similarity windows and strides are 1 or more; query {sizes[:2]}, target {sizes[2:]}")
+        self.query_sizes, self.target_sizes = sizes[:2], sizes[2:]
+
+    def forward(self, query: Tokens, target: Tokens, table: None) -> Tensor:
+        """Scores [Bq, Bt]."""
+        (q, q_counts), (t, t_counts) = windows(query, *self.query_sizes), windows(target, *self.target_sizes)
+        forth, back = _BestPartner.apply(q, t, q_counts, t_counts)
+        return (masked_mean(forth, q_counts[:, None]) + masked_mean(back, t_counts)) / 2
+
+
+class Local(Similarity):
+    """WindowHead alone."""
+
+    def __init__(
+        self, query_window: int, query_stride: int, target_window: int, target_stride: int,
+        dim: int, project: bool, row_chunk: int, chunk_bytes: int,
+    ) -> None:  # fmt: skip
+        heads = {"local": WindowHead(query_window, query_stride, target_window, target_stride)}
+        super().__init__(heads, dim, project, row_chunk, chunk_bytes)
+
+
+def windows(tokens: Tokens, size: int, stride: int) -> tuple[Tensor, Tensor]:
+    """Window means of length 1 [B, W, D] and which of them count [B, W]; windows begin at 0, stride, ... below L."""
+    x = F.pad(tokens.unit.transpose(1, 2), (0, size - 1))
+    means = F.avg_pool1d(x, size, stride)  # pads add nothing; the length is normalised away
+    held = F.pad(tokens.mask, (0, size - 1)).unfold(1, size, stride).sum(-1)
+    counts = held >= tokens.length.clamp(max=(size + 1) // 2)[:, None]
+    return F.normalize(means.transpose(1, 2), dim=-1, eps=1e-6), counts
+
+
+class _BestPartner(torch.autograd.Function):
+    """q [Bq, W, D], t [Bt, V, D] -> best cosine of each query window [Bq, Bt, W] and of each target window [Bq, Bt, V].
+
+    The products of all windows are not kept: the backward pass needs the places of the maxima alone.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, q: Tensor, t: Tensor, q_counts: Tensor, t_counts: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        scores = token_cosines(q, t)
+        forth, t_best = scores.masked_fill(~t_counts[None, :, None, :], _BELOW).max(3)
+        back, q_best = scores.masked_fill_(~q_counts[:, None, :, None], _BELOW).max(2)
+        ctx.save_for_backward(q, t, t_best.int(), q_best.int())
+        return forth, back
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, forth: Tensor, back: Tensor) -> tuple[Tensor | None, ...]:
+        q, t, t_best, q_best = ctx.saved_tensors
+        grad = forth.new_zeros(len(q), len(t), q.shape[1], t.shape[1])
+        grad.scatter_(3, t_best.long()[..., None], forth[..., None])
+        grad.scatter_add_(2, q_best.long()[..., None, :], back[..., None, :])
+        flat = grad.transpose(1, 2).reshape(q.shape[0] * q.shape[1], -1)
+        return (flat @ t.flatten(0, 1)).view_as(q), (flat.T @ q.flatten(0, 1)).view_as(t), None, None

@@ -1,0 +1,312 @@
+"""Every head: its definition in loops, padding, pairs, order, range, numerics (similarity.md section 8)."""
+
+import time
+
+import pytest
+import torch
+from similarity_toys import DIM, blocks, ragged
+from slow import PAIRS, monotone_one_way, paths, soft_dtw_pair
+
+from mmexpert.types import ConfigError, Encoding
+
+QUERY, TARGET = [5, 3, 1, 4], [3, 4, 2, 1, 5]
+
+
+def one(encoding, row):
+    length = int(encoding.mask[row].sum())
+    return Encoding(encoding.features[row : row + 1], encoding.sequence[row : row + 1, :length], encoding.mask[row : row + 1, :length])
+
+
+def test_scores_are_the_definition_in_loops(build, name):
+    query, target = ragged(QUERY, 0), ragged(TARGET, 1)
+    got = build(name)(query, target)
+    assert got.shape == (4, 5) and got.dtype == torch.float32
+    for i in range(4):
+        for j in range(5):
+            q, t = one(query, i).sequence[0], one(target, j).sequence[0]
+            assert got[i, j].item() == pytest.approx(PAIRS[name](q, t), abs=2e-6), (i, j)
+
+
+def test_a_score_depends_on_its_own_pair_alone(build, name):
+    query, target = ragged(QUERY, 2), ragged(TARGET, 3)
+    head = build(name)
+    got = head(query, target)
+    alone = torch.tensor([[head(one(query, i), one(target, j)).item() for j in range(5)] for i in range(4)])
+    torch.testing.assert_close(got, alone, atol=1e-5, rtol=0)
+
+
+def test_junk_in_pads_changes_nothing_wherever_it_stands(build, name):
+    query, target = ragged(QUERY, 4), ragged(TARGET, 5)
+    head = build(name)
+    expected = head(query, target)
+
+    def junk(encoding, before):
+        rows, _, dim = encoding.sequence.shape
+        pad, off = torch.full((rows, 7, dim), torch.nan), torch.zeros(rows, 7, dtype=torch.bool)
+        order = (lambda parts: parts) if before else (lambda parts: parts[::-1])
+        return Encoding(encoding.features, torch.cat(order([pad, encoding.sequence]), 1), torch.cat(order([off, encoding.mask]), 1))
+
+    for before in (False, True):
+        assert (head(junk(query, before), target) - expected).abs().max() == 0
+        assert (head(query, junk(target, before)) - expected).abs().max() == 0
+
+
+def test_permuting_rows_and_columns_permutes_the_scores(build, name):
+    query, target = ragged(QUERY, 6), ragged(TARGET, 7)
+    rows, columns = torch.tensor([2, 0, 3, 1]), torch.tensor([4, 1, 0, 3, 2])
+    head = build(name)
+    moved = head(
+        Encoding(query.features[rows], query.sequence[rows], query.mask[rows]),
+        Encoding(target.features[columns], target.sequence[columns], target.mask[columns]),
+    )
+    torch.testing.assert_close(moved, head(query, target)[rows][:, columns], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["random", "equal", "opposite", "one token", "31 tokens"])
+def test_scores_lie_between_minus_one_and_one(build, name, kind):
+    lengths = {"one token": [1, 1], "31 tokens": [31, 31]}.get(kind, [6, 6])
+    query, target = ragged(lengths, 8), ragged(lengths, 9)
+    if kind in ("equal", "opposite"):
+        same = torch.ones(2, 6, DIM)
+        query = Encoding(query.features, same, query.mask)
+        target = Encoding(query.features, -same if kind == "opposite" else same, query.mask)
+    scores = build(name)(query, target)
+    assert scores.abs().max() <= 1 + 1e-5
+    if kind == "equal":
+        torch.testing.assert_close(scores, torch.ones(2, 2), atol=1e-5, rtol=0)
+    if kind == "opposite":
+        torch.testing.assert_close(scores, -torch.ones(2, 2), atol=1e-5, rtol=0)
+
+
+def test_gradients_are_those_of_finite_differences(build, name):
+    query, target = ragged([3, 2], 10), ragged([2, 3], 11)
+    head = build(name).double()
+    with torch.no_grad():
+        for parameter in head.parameters():  # away from the identity, where maxima might tie
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.ndim), dtype=torch.float64))
+    inputs = [x.double().requires_grad_() for x in (query.sequence, target.sequence)]
+
+    def scores(q, t, *parameters):
+        return head(Encoding(query.features, q, query.mask), Encoding(target.features, t, target.mask))
+
+    assert torch.autograd.gradcheck(scores, (*inputs, *head.parameters()), atol=1e-6)
+
+
+@pytest.mark.parametrize("row_chunk", [1, 3])
+def test_blocks_give_the_scores_and_gradients_of_the_whole(build, name, row_chunk):
+    if name == "global":
+        pytest.skip("global holds no table and has no blocks")
+    results = []
+    for chunk in (0, row_chunk):
+        query, target = ragged(QUERY, 12), ragged(TARGET, 13)
+        query.sequence.requires_grad_(), target.sequence.requires_grad_()
+        head = build(name, row_chunk=chunk)
+        weights = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+        scores = head(query, target)
+        (scores * weights).sum().backward()
+        results.append([scores.detach(), query.sequence.grad, target.sequence.grad, *(p.grad for p in head.parameters())])
+    for whole, blocked in zip(*results, strict=True):
+        torch.testing.assert_close(blocked, whole, atol=1e-6, rtol=1e-5)
+
+
+def test_small_chunk_bytes_mean_many_blocks(build):
+    query, target = ragged([31] * 9, 14), ragged([32] * 9, 15)
+    from mmexpert.similarity.base import Tokens
+
+    head = build("temporal", chunk_bytes=8 * 2 * 9 * 32 * 31 * 4)
+    tokens = [Tokens(side.sequence, side.sequence, side.mask) for side in (query, target)]
+    assert head._block_rows(*tokens) == 2
+    torch.testing.assert_close(head(query, target), build("temporal")(query, target), atol=1e-6, rtol=0)
+
+
+def test_bf16_autocast_is_finite_and_near_fp32(build, name):
+    query, target = ragged(QUERY, 16), ragged(TARGET, 17)
+    head = build(name)
+    expected = head(query, target)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = head(
+            Encoding(query.features, query.sequence.bfloat16(), query.mask),
+            Encoding(target.features, target.sequence.bfloat16(), target.mask),
+        )
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, expected, atol=2e-2, rtol=0)
+
+
+def test_untrained_heads_tell_unrelated_sequences_no_better_than_chance(build, name):
+    hits = 0
+    for seed in range(20):
+        scores = build(name, dim=32)(ragged([12] * 64, 2 * seed, dim=32), ragged([8] * 64, 2 * seed + 1, dim=32))
+        hits += int((scores.argmax(1) == torch.arange(64)).sum())
+    assert abs(hits - 20) < 3 * 20**0.5  # 1,280 queries at 1/64
+
+
+def test_an_encoding_without_tokens_is_an_error_that_says_so(build, name):
+    with pytest.raises(KeyError, match=r"target's encoder returned none: choose similarity=none"):
+        build(name)(ragged([2], 0), Encoding(torch.zeros(1, DIM)))
+
+
+def test_a_missing_mask_means_that_all_tokens_are_real(build, name):
+    query, target = ragged([4, 4], 18), ragged([3, 3], 19)
+    head = build(name)
+    bare = head(Encoding(query.features, query.sequence), Encoding(target.features, target.sequence))
+    assert torch.equal(bare, head(query, target))
+
+
+def test_order_counts_for_temporal_and_not_for_global(build):
+    parts = [blocks(12, 4)[None], blocks(4, 4)[None], blocks(12, 4).flip(0)[None]]
+    query, target, reversed_ = (Encoding(torch.zeros(1, DIM), x) for x in parts)
+    temporal, mean = build("temporal"), build("global")
+    assert temporal(query, target).item() - temporal(reversed_, target).item() > 0.3
+    assert mean(query, target).item() == pytest.approx(mean(reversed_, target).item(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes, in_order, reversed_",
+    [({"directions": "query"}, 0.949, 0.240), ({"method": "soft_dtw"}, 0.949, 0.373)],
+)
+def test_alignment_of_ordered_blocks_has_the_reference_values(build, changes, in_order, reversed_):
+    query, target = Encoding(torch.zeros(1, DIM), blocks(12, 4)[None]), Encoding(torch.zeros(1, DIM), blocks(4, 4)[None])
+    backwards = Encoding(torch.zeros(1, DIM), blocks(12, 4).flip(0)[None])
+    head = build("temporal", **changes)
+    assert head(query, target).item() == pytest.approx(in_order, abs=5e-4)
+    assert head(backwards, target).item() == pytest.approx(reversed_, abs=5e-4)
+
+
+def test_the_gradient_of_a_monotone_score_on_the_table_is_a_share_of_paths(build):
+    from mmexpert.similarity.temporal import monotone_scores
+
+    table = torch.rand(2, 3, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).mul(2).sub(1).requires_grad_()
+    scores = monotone_scores(table, torch.tensor([5, 3]), torch.tensor([4, 2, 3]), 0.1, "free")
+    for i, j in ((0, 0), (1, 1), (1, 2)):
+        (gradient,) = torch.autograd.grad(scores[i, j], table, retain_graph=True)
+        assert gradient.min() >= 0 and gradient.sum().item() == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("moves", ["free", "step"])
+@pytest.mark.parametrize("way", ["linear", "logarithms"])
+def test_alignment_enumerates_all_paths_in_linear_scale_and_in_logarithms(monkeypatch, moves, way):
+    from mmexpert.similarity import temporal
+
+    if way == "logarithms":
+        monkeypatch.setattr(temporal, "_LOG_RANGE", 0.0)
+    query, target = ragged([4, 3], 20), ragged([3, 2], 21)
+    unit = torch.nn.functional.normalize
+    table = torch.einsum("ild,jmd->ijlm", unit(query.sequence, dim=-1), unit(target.sequence, dim=-1)).double().requires_grad_()
+    steps, tokens = torch.tensor([4, 3]), torch.tensor([3, 2])
+    got = temporal.monotone_scores(table, steps, tokens, 0.1, moves)
+    for i in range(2):
+        for j in range(2):
+            expected = monotone_one_way(one(query, i).sequence[0], one(target, j).sequence[0], moves)
+            assert got[i, j].item() == pytest.approx(expected, abs=1e-6)
+    assert torch.autograd.gradcheck(lambda x: temporal.monotone_scores(x, steps, tokens, 0.1, moves), (table,), atol=1e-6)
+    assert len(paths(4, 3, "free")) == 15 and len(paths(4, 3, "step")) == 3
+
+
+def test_long_adverse_sequences_are_scored_without_overflow(build):
+    query = Encoding(torch.zeros(1, DIM), blocks(248, 8)[None])
+    target = Encoding(torch.zeros(1, DIM), blocks(64, 8).flip(0)[None])
+    for gamma in (0.05, 0.1):
+        query.sequence.requires_grad_().grad = None
+        score = build("temporal", gamma=gamma, directions="query")(query, target)
+        score.backward()
+        assert -1 <= score.item() <= 1 and bool(query.sequence.grad.isfinite().all())
+
+
+def test_step_moves_need_a_step_for_each_token(build):
+    head = build("temporal", moves="step", directions="query")
+    assert head(ragged([4, 5], 0), ragged([3, 4], 1)).shape == (2, 2)
+    with pytest.raises(ConfigError, match="shortest walk has 2, the longest sequence 4"):
+        head(ragged([4, 2], 0), ragged([3, 4], 1))
+
+
+def test_soft_dtw_enumerates_all_warping_paths(build):
+    query, target = ragged(QUERY, 22), ragged(TARGET, 23)
+    got = build("temporal", method="soft_dtw")(query, target)
+    for i in range(4):
+        for j in range(5):
+            assert got[i, j].item() == pytest.approx(soft_dtw_pair(one(query, i).sequence[0], one(target, j).sequence[0]), abs=1e-5)
+
+
+def test_windows_of_one_are_token_level_maxsim(build):
+    query, target = ragged(QUERY, 24), ragged(TARGET, 25)
+    sizes = {"query_window": 1, "query_stride": 1, "target_window": 1, "target_stride": 1}
+    got = build("local", **sizes)(query, target)
+    unit = torch.nn.functional.normalize
+    for i in range(4):
+        for j in range(5):
+            table = unit(one(query, i).sequence[0], dim=-1) @ unit(one(target, j).sequence[0], dim=-1).T
+            expected = (table.amax(1).mean() + table.amax(0).mean()) / 2
+            assert got[i, j].item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("kept", ["global", "local", "attention", "temporal"])
+def test_combined_with_one_weight_is_that_head_and_holds_nothing_else(build, kept):
+    weights = {"global": 0.0, "local": 0.0, "attention": 0.0, "temporal": 0.0} | {kept: 2.0}
+    combined, single = build("combined", weights=weights), build(kept)
+    query, target = ragged(QUERY, 26), ragged(TARGET, 27)
+    assert torch.equal(combined(query, target), single(query, target))
+    assert len(list(combined.parameters())) == len(list(single.parameters()))
+
+
+def test_combined_weights_start_as_given_and_learn_only_when_asked(build):
+    head = build("combined")
+    assert [round(weight.item(), 2) for weight in head.weights().values()] == [0.5, 0.25, 0.15, 0.1]
+    assert "theta" in dict(head.named_parameters()) and "theta" not in dict(build("combined", learn_weights=False).named_parameters())
+    without = build("combined", weights={"global": 1.0, "local": 0.0, "attention": 0.0, "temporal": 1.0})
+    assert list(without.weights()) == ["global", "temporal"] and not [n for n, _ in without.named_parameters() if "local" in n]
+
+
+@pytest.mark.parametrize(
+    "name, changes, message",
+    [
+        ("local", {"query_window": 0}, "windows and strides are 1 or more"),
+        ("attention", {"attention_temperature": 0}, "attention_temperature=0: above 0"),
+        ("attention", {"directions": "both ways"}, "choose both, query or target"),
+        ("temporal", {"gamma": -1}, "gamma=-1: above 0"),
+        ("temporal", {"method": "dtw"}, "monotone or soft_dtw"),
+        ("combined", {"weights": {"local": -1.0}}, "one number of 0 or above"),
+        ("local", {"row_chunk": -1}, "row_chunk=-1 is 0 or above"),
+    ],
+)
+def test_impossible_keys_are_refused_by_name(build, name, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        build(name, **changes)
+
+
+def test_the_backward_pass_over_248_tokens_takes_no_quadratic_time():
+    """A property of the code, not a timed promise: indexing S[:, :, l] in a loop would make it 30 times the forward pass."""
+    from mmexpert.similarity.temporal import monotone_scores
+
+    times = []
+    for _ in range(3):
+        table = torch.rand(16, 16, 248, 20, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        start = time.process_time()
+        scores = monotone_scores(table, torch.full((16,), 248), torch.full((16,), 20), 0.5, "free").sum()
+        middle = time.process_time()
+        scores.backward()
+        times.append((time.process_time() - middle) / (middle - start))
+    assert min(times) < 4
+
+
+def test_training_on_ordered_tokens_lifts_temporal_above_global(build):
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randn(6, DIM, generator=generator)
+    sentences = torch.stack([torch.randperm(6, generator=generator) for _ in range(32)])  # the same words, other orders
+    recalls = {}
+    for name in ("global", "temporal"):
+        head = build(name)
+        optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
+        noise = torch.Generator().manual_seed(1)
+        for step in range(151):
+            radar = words[sentences].repeat_interleave(2, 1) @ torch.diag(torch.linspace(-1, 1, DIM)) + 0.1 * torch.randn(
+                32, 12, DIM, generator=noise
+            )
+            scores = head(Encoding(torch.zeros(32, DIM), radar), Encoding(torch.zeros(32, DIM), words[sentences]))
+            if step == 150:
+                recalls[name] = (scores.argmax(1) == torch.arange(32)).float().mean().item()
+                break
+            loss = torch.nn.functional.cross_entropy(10 * scores, torch.arange(32))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert recalls["temporal"] > recalls["global"] + 0.2, recalls
