@@ -34,7 +34,7 @@ class HumanML3D(RadarDataset):
 
     root: holds joints_dir, texts_dir and the split lists, where there are any. split: {valid, test, seed} shares by hash of the group
     where a list is missing. mirrors: whether M ids take part. long: crop | windows (consecutive, none longer than max_length).
-    placements: from how many random places training sees a motion. radar: joint_views(joints, fps, rng) and identity().
+    placements: from how many random places training sees a motion, beside evaluation's. radar: joint_views(joints, fps, rng) and identity().
     """
 
     root: str
@@ -81,8 +81,7 @@ class HumanML3D(RadarDataset):
 
     def clip(self, record: Record, epoch: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
         """Linear amplitude from the fixed place, in training from one of the random ones."""
-        drawn = self.clips.placements(record.source) - 1
-        placement = 0 if rng is None or drawn == 0 else 1 + int(rng.integers(drawn))
+        placement = 0 if rng is None else int(rng.integers(self.clips.placements(record.source)))  # evaluation's place is one of them
         return self.clips.views(record.source, placement, self.view_names)
 
     def deep_check(self) -> list[Finding]:
