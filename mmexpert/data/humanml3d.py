@@ -34,7 +34,8 @@ class HumanML3D(RadarDataset):
 
     root: holds joints_dir, texts_dir and the split lists, where there are any. split: {valid, test, seed} shares by hash of the group
     where a list is missing. mirrors: whether M ids take part. long: crop | windows (consecutive, none longer than max_length).
-    placements: from how many random places training sees a motion, beside evaluation's. radar: joint_views(joints, fps, rng) and identity().
+    placements: from how many random places training sees a motion, beside evaluation's. radar: joint_views(joints, fps, rng),
+    identity().
     """
 
     root: str

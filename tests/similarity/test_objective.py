@@ -1,0 +1,228 @@
+"""The sequence term in the objective: its own scale, unweighted log, ramp, errors; and two processes of B as one of 2 B."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed as dist
+from torch import nn
+
+from mmexpert.engine.objective import Objective
+from mmexpert.engine.optim import parameter_groups
+from mmexpert.losses.clip import ClipLoss
+from mmexpert.losses.siglip import SigLipLoss
+from mmexpert.losses.superclip import SuperClipLoss
+from mmexpert.similarity.attention import AttentionHead
+from mmexpert.similarity.combined import Combined
+from mmexpert.similarity.global_ import Global
+from mmexpert.similarity.local import WindowHead
+from mmexpert.similarity.temporal import TemporalHead
+from mmexpert.types import ConfigError, Encoding, Pair
+
+ROOT = Path(__file__).resolve().parents[2]
+B, PROCESSES, D = 4, 2, 6
+LOSSES = {
+    "clip": lambda: ClipLoss(0.07, True, "out", "both"),
+    "siglip": lambda: SigLipLoss(0.1, True, -2.0, 1.0),
+    "superclip": lambda: SuperClipLoss(0.07, True, "out", "both", 1.0, 0.0, 0.0, 0.0),
+}
+
+
+class Tower(nn.Module):
+    """A linear map of given tokens; features are their mean."""
+
+    lr_scale = 1.0
+
+    def __init__(self):
+        super().__init__()
+        self.map = nn.Linear(D, D)
+
+    def forward(self, side):
+        tokens = self.map(side["tokens"]) * side["mask"][..., None]
+        return Encoding(tokens.sum(1) / side["mask"].sum(1, keepdim=True), tokens, side["mask"])
+
+    def frozen_modules(self):
+        return []
+
+
+class Model(nn.Module):
+    """Two towers and no head."""
+
+    query, target, head = "radar", "text", None
+
+    def __init__(self):
+        super().__init__()
+        self.encoders = nn.ModuleDict({"radar": Tower(), "text": Tower()})
+
+    def forward(self, batch):
+        return Pair(self.encoders["radar"](batch["radar"]), self.encoders["text"](batch["text"]))
+
+    def clamp_(self):
+        """Nothing to clamp."""
+
+
+def combined():
+    heads = WindowHead(4, 2, 3, 1), AttentionHead(0.1, "both"), TemporalHead("monotone", 0.1, "free", "both")
+    weights = {"global": 1.0, "local": 0.5, "attention": 0.3, "temporal": 0.2}
+    return Combined(*heads, weights, True, D, True, 0, 2**26)
+
+
+def objective(loss="clip", similarity=combined, weight=0.5, ramp=0.0):
+    torch.manual_seed(0)
+    module = similarity() if similarity else None
+    return Objective(Model(), LOSSES[loss](), module, LOSSES[loss]() if similarity else None, weight, ramp).double()
+
+
+def whole_batch():
+    """2 B rows, keys shared within and across ranks; the second rank's texts are longer."""
+    generator = torch.Generator().manual_seed(1)
+    rows = B * PROCESSES
+
+    def side(longest, lengths):
+        mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
+        return {"tokens": torch.randn(rows, longest, D, generator=generator, dtype=torch.float64), "mask": mask}
+
+    return {
+        "radar": side(5, [5, 3, 4, 2, 5, 1, 4, 5]),
+        "text": side(6, [3, 2, 3, 1, 6, 2, 5, 4]),
+        "positive_key": torch.tensor([0, 1, 2, 2, 4, 1, 6, 0]),
+        "id": torch.arange(rows),
+    }
+
+
+def share(rank):
+    """Rows of a rank, texts cut to its own longest."""
+    rows = slice(rank * B, (rank + 1) * B)
+    batch = whole_batch()
+    mine = {name: x[rows] for name, x in batch.items() if name in ("positive_key", "id")}
+    for name in ("radar", "text"):
+        longest = int(batch[name]["mask"][rows].sum(1).max())
+        mine[name] = {key: x[rows, :longest] for key, x in batch[name].items()}
+    return mine
+
+
+def numbers(module, losses):
+    return {name: value.detach() for name, value in losses.items() if name.startswith("loss_")} | {
+        name: p.grad for name, p in module.named_parameters()
+    }
+
+
+def worker(rank, port, folder):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=PROCESSES)
+    found = {}
+    for name in LOSSES:
+        module = objective(name)
+        wrapped = nn.parallel.DistributedDataParallel(module)
+        losses, _ = wrapped(share(rank))
+        losses["loss_total"].backward()
+        shown = numbers(module, losses)
+        for key in [key for key in shown if key.startswith("loss_")]:
+            dist.all_reduce(shown[key])
+            shown[key] /= PROCESSES
+        found[name] = shown
+    if rank == 0:
+        torch.save(found, folder / "found.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+    sys.stderr.flush()
+    os._exit(0)  # gloo's threads abort now and then when the interpreter takes itself apart
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, __file__, str(port), str(folder)]
+    running = [subprocess.Popen([*command, str(rank)], env=environment, stderr=subprocess.PIPE, text=True) for rank in range(PROCESSES)]
+    errors = [process.communicate(timeout=120)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], "\n".join(errors)[-3000:]
+    return torch.load(folder / "found.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_two_processes_give_the_terms_and_every_gradient_of_one(name, found):
+    module = objective(name)
+    losses, _ = module(whole_batch())
+    losses["loss_total"].backward()
+    expected = numbers(module, losses)
+    assert {"similarity.theta", "sequence_loss.logit_scale", "similarity.query_map.weight"} <= expected.keys() == found[name].keys()
+    for number, value in expected.items():
+        error = float((found[name][number] - value).norm() / value.norm().clamp(min=1e-12))
+        assert error <= 1e-10, f"{number}: relative error {error:.1e}"
+
+
+def test_the_total_is_the_clip_term_and_the_weighted_sequence_term_logged_unweighted():
+    module = objective(weight=0.3)
+    losses, _ = module(whole_batch())
+    assert losses["loss_total"].item() == pytest.approx((losses["loss_clip"] + 0.3 * losses["loss_seq"]).item(), rel=1e-12)
+    assert {"score_gap", "score_gap_global", "score_gap_local", "score_gap_attention", "score_gap_temporal"} <= losses.keys()
+    scales = module.scales()
+    assert [round(scales[f"similarity_weight_{name}"].item(), 2) for name in ("global", "local", "attention", "temporal")] == [
+        0.5,
+        0.25,
+        0.15,
+        0.1,
+    ]
+    assert {"logit_scale", "logit_scale_seq"} <= scales.keys()
+
+
+def test_without_a_similarity_term_parameters_and_keys_are_absent():
+    module = objective(similarity=None)
+    losses, _ = module(whole_batch())
+    assert "loss_seq" not in losses and losses["loss_total"] == losses["loss_clip"]
+    assert not [name for name, _ in module.named_parameters() if name.startswith(("similarity", "sequence"))]
+
+
+def test_the_weight_grows_over_the_ramp():
+    module = objective(weight=0.5, ramp=4)
+    seen = []
+    for epoch in (0, 1, 4, 9):
+        module.at_epoch(epoch)
+        losses, _ = module(whole_batch())
+        seen.append(((losses["loss_total"] - losses["loss_clip"]) / losses["loss_seq"]).item())
+    assert seen == pytest.approx([0, 0.125, 0.5, 0.5])
+
+
+def test_every_parameter_is_in_one_group_and_the_scales_are_not_decayed():
+    module = objective("siglip")
+    groups = parameter_groups(module, 1e-3, 0.01)
+    names = [name for group in groups for name in group["param_names"]]
+    assert sorted(names) == sorted(name for name, _ in module.named_parameters())
+    decayed = {name for group in groups if group["weight_decay"] for name in group["param_names"]}
+    assert not decayed & {"similarity.theta", "sequence_loss.logit_scale", "sequence_loss.logit_bias"}
+    assert "similarity.query_map.weight" in decayed
+
+
+def test_the_sequence_scale_is_clamped_after_the_step_and_doubled_temperature_leaves_scores_in_range():
+    module = objective()
+    with torch.no_grad():
+        module.sequence_loss.logit_scale.fill_(99.0)
+    module.clamp_()
+    assert module.scales()["logit_scale_seq"].item() == pytest.approx(100)
+    pair = module.model(whole_batch())
+    assert module.similarity(pair.query, pair.target).abs().max() <= 1
+
+
+def test_a_tower_without_tokens_ends_with_the_remedy():
+    module = objective(similarity=lambda: Global(D, True))
+    whole = module.model
+    module.model.forward = lambda batch: Pair(Encoding(torch.ones(8, D).double()), whole.encoders["text"](batch["text"]))
+    with pytest.raises(KeyError, match="query's encoder returned none"):
+        module(whole_batch())
+
+
+def test_a_similarity_and_its_loss_come_together():
+    with pytest.raises(ConfigError, match="come together"):
+        Objective(Model(), LOSSES["clip"](), combined(), None, 0.5, 0)
+
+
+if __name__ == "__main__":
+    worker(int(sys.argv[3]), int(sys.argv[1]), Path(sys.argv[2]))
