@@ -1,16 +1,16 @@
 """Motions seen by a simulated radar from several places: computed once, kept as 8-bit codes, one file a clip."""
 
 import json
-import multiprocessing
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmexpert.data.humanml3d_text import JOINT_FPS
+from mmexpert.data.processes import core_count, in_processes
 from mmexpert.data.sampling import sample_rng
 
 DISTANCE_M = 3.0  # evaluation: the radar 1 m high, so far before the first root position
@@ -78,17 +78,20 @@ class ClipSimulation:
 
     def __call__(self, folder: Path) -> None:
         """Simulates all clips into the folder."""
-        jobs = [(folder, number) for number in range(len(self.clips))]
-        workers = min(os.cpu_count() or 1, len(jobs)) if self.workers == "auto" else int(self.workers)
-        if workers > 1:
-            with multiprocessing.get_context("fork").Pool(workers) as pool:
-                rows = list(pool.imap(self._clip, jobs, chunksize=4))
-        else:
-            rows = [self._clip(job) for job in jobs]
+        count = min(core_count() if self.workers == "auto" else self.workers, len(self.clips))
+        in_processes([partial(self._share, folder, k, count) for k in range(count)])
+        parts = [(folder / f"rows-{k}.jsonl") for k in range(count)]
+        rows = sorted((json.loads(line) for part in parts for line in part.read_text(encoding="utf-8").splitlines()), key=_number)
         (folder / "clips.jsonl").write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows), encoding="utf-8")
+        for part in parts:
+            part.unlink()
 
-    def _clip(self, job: tuple[Path, int]) -> dict[str, Any]:
-        folder, number = job
+    def _share(self, folder: Path, k: int, count: int) -> None:
+        """Every count-th clip from clip k on."""
+        rows = [self._clip(folder, number) for number in range(k, len(self.clips), count)]
+        (folder / f"rows-{k}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    def _clip(self, folder: Path, number: int) -> dict[str, Any]:
         clip = self.clips[number]
         arrays, peaks, frames = {}, [], 0
         for placement in range(clip.placements):
@@ -98,6 +101,10 @@ class ClipSimulation:
                 frames = x.shape[1]
         np.savez_compressed(folder / f"{number:06d}.npz", **arrays)
         return {"id": clip.id, "number": number, "frames": frames, "peaks": peaks}
+
+
+def _number(row: dict[str, Any]) -> int:
+    return row["number"]
 
 
 class StoredClips:

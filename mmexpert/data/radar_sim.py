@@ -2,9 +2,6 @@
 
 import json
 import logging
-import multiprocessing
-import os
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,15 +10,17 @@ from typing import Any
 import numpy as np
 
 from mmexpert.data.cache import cached_folder, content_name
+from mmexpert.data.processes import core_count, in_processes
 from mmexpert.data.radar_base import RadarDataset
 from mmexpert.data.records import Record
-from mmexpert.data.sampling import epoch_order
-from mmexpert.types import ConfigError, ProcessError
+from mmexpert.data.sampling import epoch_order, sample_rng
+from mmexpert.types import ConfigError
 
 log = logging.getLogger(__name__)
 SPLITS = ("train", "valid", "test")
 _SHARD = 100
 _DEEPEST_DB = -80.0  # what the stored codes reach down to; 255 codes above it
+_NO_EPOCH = 2**31  # epochs of training count from 0
 _TINY = 1e-12  # keeps the logarithm of an exact zero finite
 _FORMAT = 1  # part of the cache's name; raised by whoever changes what is stored
 
@@ -30,9 +29,10 @@ _FORMAT = 1  # part of the cache's name; raised by whoever changes what is store
 class RadarSim(RadarDataset):
     """Clip i of split s depends on SeedSequence([seed, s, i]) alone: the same for any number of workers and any order.
 
-    twins: share of clips that come in pairs differing in one attribute, 0..1. shuffle_captions: the control experiment, training
-    captions handed round among the clips. captions=all: a training item is a (clip, caption) pair, its record is the clip's with #k
-    after the id. workers: auto, or processes that simulate. All codes stay in memory, 115 kB a clip; forked loader workers share them.
+    twins: share of clips that come in pairs differing in one attribute, 0..1. Two control experiments: shuffle_captions, training
+    captions handed round among the clips; shuffle_time, every clip's units in another order. captions=all: a training item is a (clip,
+    caption) pair, its record is the clip's with #k after the id. workers: auto, or processes that simulate. All codes stay in memory,
+    115 kB a clip; forked loader workers share them.
     """
 
     train: int
@@ -40,6 +40,7 @@ class RadarSim(RadarDataset):
     test: int
     twins: float
     shuffle_captions: bool
+    shuffle_time: bool
     workers: Any
     cache_dir: str
     radar: Any
@@ -87,11 +88,28 @@ class RadarSim(RadarDataset):
     def clip(self, record: Record, epoch: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
         """Decoded views, linear amplitude."""
         name = record.source
-        return {view: self._amplitudes[self.codes[f"{name}/{view}"]] * np.float32(self.peaks[name][view]) for view in self.view_names}
+        codes = {view: self.codes[f"{name}/{view}"] for view in self.view_names}
+        if self.shuffle_time:
+            order = self._unit_order(record)
+            codes = {view: x[:, order] for view, x in codes.items()}
+        return {view: self._amplitudes[x] * np.float32(self.peaks[name][view]) for view, x in codes.items()}
+
+    def _unit_order(self, record: Record) -> np.ndarray:
+        """Columns of a clip, its units of unit_length frames in an order drawn once for the clip; a last, shorter unit stays last."""
+        frames = np.arange(self.codes[f"{record.source}/{self.view_names[0]}"].shape[1])
+        units = len(frames) // self.unit_length
+        order = sample_rng(self.seed, _NO_EPOCH, record.id, 0).permutation(units)
+        whole = frames[: units * self.unit_length].reshape(units, self.unit_length)[order].ravel()
+        return np.concatenate([whole, frames[len(whole) :]])
 
     def fingerprint_lines(self) -> list[str]:
         """Version and parameters say all: the clips follow from them."""
-        return [self.cache.name, f"shuffle_captions={self.shuffle_captions}", *super().fingerprint_lines()]
+        return [
+            self.cache.name,
+            f"shuffle_captions={self.shuffle_captions}",
+            f"shuffle_time={self.shuffle_time}",
+            *super().fingerprint_lines(),
+        ]
 
     def _shuffled(self, records: list[Record]) -> list[Record]:
         train = [i for i, record in enumerate(records) if record.split == "train"]
@@ -104,12 +122,9 @@ class RadarSim(RadarDataset):
     def _generate(self, folder: Path) -> None:
         """Writes shards of 100 clips and records.jsonl."""
         jobs = [(split, first) for split, n in self.counts.items() for first in range(0, n, _SHARD)]
-        count = min(len(os.sched_getaffinity(0)) if self.workers == "auto" else self.workers, len(jobs))
+        count = min(core_count() if self.workers == "auto" else self.workers, len(jobs))
         log.info("simulating %d clips in %d process%s, once: %s", sum(self.counts.values()), count, "es"[: 2 * (count > 1)], folder.parent)
-        if count > 1:
-            in_processes([partial(self._shards, folder, jobs[k::count]) for k in range(count)])
-        else:
-            self._shards(folder, jobs)
+        in_processes([partial(self._shards, folder, jobs[k::count]) for k in range(count)])
         parts = [folder / f"{_shard_name(*job)}.jsonl" for job in jobs]
         (folder / "records.jsonl").write_bytes(b"".join(part.read_bytes() for part in parts))
         for part in parts:
@@ -150,27 +165,6 @@ class RadarSim(RadarDataset):
         if twin_rng.random() < self.twins:
             return f"{split}-{pair:05d}{'ab'[i % 2]}", self.motion.twin(twin_rng)[i % 2], rng
         return f"{split}-{i:05d}", self.motion(rng), rng
-
-
-def in_processes(tasks: Sequence[Callable[[], None]]) -> None:
-    """Each task in a forked process of its own. No Pool: it waits for ever where one of its processes is killed.
-
-    Raises ProcessError where a task fails; the others are ended then.
-    """
-    processes = [multiprocessing.get_context("fork").Process(target=task, daemon=True) for task in tasks]
-    for process in processes:
-        process.start()
-    try:
-        for process in processes:
-            process.join()
-            if process.exitcode:
-                raise ProcessError(
-                    f"a process that simulates clips ended with code {process.exitcode} (-9: killed, did memory run out?); "
-                    "dataset.workers=1 shows the error"
-                )
-    finally:
-        for process in processes:
-            process.terminate()  # does nothing to one that has ended
 
 
 def _shard_name(split: str, first: int) -> str:

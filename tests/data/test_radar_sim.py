@@ -259,3 +259,17 @@ def test_clips_of_a_view_less_are_the_same_clips(cache):
     whole, doppler = radar_sim(cache), radar_sim(cache, views=["doppler"])
     sample = doppler[(0, -1, 0)]["radar"]
     assert list(sample) == ["doppler_time"] and np.array_equal(sample["doppler_time"], whole[(0, -1, 0)]["radar"]["doppler_time"])
+
+
+def test_shuffled_time_moves_whole_units_alike_in_all_views_and_always_the_same_way(cache):
+    plain, shuffled = radar_sim(cache), radar_sim(cache, shuffle_time=True)
+    moved = 0
+    for record in plain.records[:8]:
+        before, after = plain.clip(record, 0, None), shuffled.clip(record, 3, None)
+        units = {view: [x[:, k : k + 16].tobytes() for k in range(0, x.shape[1] // 16 * 16, 16)] for view, x in before.items()}
+        there = {view: [x[:, k : k + 16].tobytes() for k in range(0, x.shape[1] // 16 * 16, 16)] for view, x in after.items()}
+        orders = {tuple(units[view].index(unit) for unit in there[view]) for view in ("range_time", "doppler_time", "azimuth_time")}
+        assert len(orders) == 1 and sorted(*orders) == list(range(len(units["range_time"])))
+        moved += orders != {tuple(range(len(units["range_time"])))}
+    assert moved == 8 and plain.fingerprint() != shuffled.fingerprint()
+    assert plain.cache == shuffled.cache  # the same clips, read in another order
