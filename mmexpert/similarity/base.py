@@ -88,18 +88,20 @@ class Similarity(nn.Module):
         return {}
 
     def _tokens(self, encoding: Encoding, side: str, side_map: nn.Module | None) -> Tokens:
-        """Real tokens to the front, so that masks are prefixes; pads cut off that no sequence needs (on the CPU: elsewhere the look
-        at the lengths would stall the device)."""
+        """Real tokens to the front, so that masks are prefixes; columns of pads alone cut off. On the CPU a look at the mask saves
+        what is not needed; elsewhere it would stall the device."""
         if encoding.sequence is None:
             raise KeyError(f"a similarity needs token sequences; the {side}'s encoder returned none: choose similarity=none")
         raw = encoding.sequence.to(torch.promote_types(encoding.sequence.dtype, torch.float32))
         mask = torch.ones(raw.shape[:2], dtype=torch.bool, device=raw.device) if encoding.mask is None else encoding.mask
-        order = mask.int().argsort(dim=1, descending=True, stable=True)
-        mask = mask.gather(1, order)
-        raw = torch.where(mask[..., None], raw.gather(1, order[..., None].expand_as(raw)), 0)  # a pad may hold anything, NaN too
-        if mask.device.type == "cpu":
+        looks = mask.device.type == "cpu"
+        if not looks or bool((mask[:, 1:] > mask[:, :-1]).any()):
+            order = mask.int().argsort(dim=1, descending=True, stable=True)
+            raw, mask = raw.gather(1, order[..., None].expand_as(raw)), mask.gather(1, order)
+        if looks:
             longest = max(1, int(mask.sum(1).max()))
             raw, mask = raw[:, :longest], mask[:, :longest]
+        raw = torch.where(mask[..., None], raw, 0)  # a pad may hold anything, NaN too
         if not self.reads_unit:
             return Tokens(raw, None, mask)
         return Tokens(raw, F.normalize(raw if side_map is None else side_map(raw), dim=-1, eps=1e-6), mask)
