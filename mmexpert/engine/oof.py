@@ -99,6 +99,9 @@ def bootstrap_intervals(folds: Sequence[FoldRows], names: Sequence[str], k: Sequ
 
 def _intervals(folds: Sequence[FoldRows], names: Sequence[str], scores: dict[str, Any]) -> dict[str, tuple[float, float]]:
     strata = [([row["group"] for row in fold.rows], _labels(fold, names)) for fold in folds]
+    of_class = [set(zip(labels.tolist(), groups, strict=True)) for groups, labels in strata]
+    if all(len(pairs) == len({label for label, _ in pairs}) for pairs in of_class):
+        return {}  # a group a class (folds of whole days) leaves nothing to draw: no width would read as certainty
     return {name: group_bootstrap(strata, score, _SEED) for name, score in scores.items()}
 
 
