@@ -158,6 +158,15 @@ def hydra_message(error: Exception) -> str | None:
     return f"ConfigError: {text.strip()}"
 
 
+def help_text() -> str:
+    """hydra.help of conf/train.yaml with the groups filled in; Hydra's own way to list them takes longer than to compose a run."""
+    from omegaconf import OmegaConf
+
+    template = OmegaConf.load(Path(CONF_DIR) / "train.yaml").hydra.help.template
+    rows = "\n".join(f"{group}: {', '.join(options)}" for group, options in groups().items())
+    return template.replace("$APP_CONFIG_GROUPS", rows) + "\n"
+
+
 def groups() -> dict[str, list[str]]:
     """Config groups and their options, read from the folder names; `base` folders hold what options share, and are none."""
     found: dict[str, list[str]] = {}

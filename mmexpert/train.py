@@ -14,7 +14,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from mmexpert.command_line import launch, trust_list
+from mmexpert.command_line import help_text, launch, trust_list
 from mmexpert.config import CONF_DIR, NOT_HASHED, check
 from mmexpert.engine.lock import RunLock
 from mmexpert.engine.status import Status, config_difference, config_hash, read_status
@@ -91,6 +91,9 @@ def print_finished(folder: Path) -> float | None:
 
 def main() -> None:
     """Entry point of `python -m mmexpert.train` and mmexpert-train."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        sys.stdout.write(help_text())
+        return
     code = 1  # of a defect
     try:
         launch(application)

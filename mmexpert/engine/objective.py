@@ -6,6 +6,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from mmexpert.losses.gather import gather, processes
+from mmexpert.similarity.base import Similarity
 from mmexpert.types import Batch, ConfigError, Encoding, Pair
 
 
@@ -63,11 +64,16 @@ class Objective(nn.Module):
         gradient. Every rank then has the whole loss, whose mean over ranks has the gradient of one process.
         """
         target_key = gather(keys if pair.target_key is None else pair.target_key)
-        heads = self.similarity.head_scores(pair.query, gather_tokens(pair.target))
-        scores = gather(self.similarity.mix(heads))
-        loss = self.sequence_loss.from_scores(scores, gather(keys)[:, None] == target_key)["loss_clip"]
+        target = gather_tokens(pair.target)
+        if isinstance(self.similarity, Similarity):
+            heads = self.similarity.head_scores(pair.query, target)
+            rows = self.similarity.mix(heads)
+        else:  # a part of the user's own
+            rows = self.similarity(pair.query, target)
+            heads = {"sequence": rows}
+        loss = self.sequence_loss.from_scores(gather(rows), gather(keys)[:, None] == target_key)["loss_clip"]
         positives = keys[:, None] == target_key
-        return loss, {f"score_gap_{name}": score_gap(rows.detach(), positives) for name, rows in heads.items()}
+        return loss, {f"score_gap_{name}": score_gap(scores.detach(), positives) for name, scores in heads.items()}
 
     def score_losses(self, scores: Tensor, positives: Tensor) -> dict[str, Tensor]:
         """The contrastive terms of given scores [Bq, Bt]: evaluation has gathered features and needs no other rank."""
@@ -89,7 +95,7 @@ class Objective(nn.Module):
                 found[f"logit_scale{suffix}"] = scale.detach().exp()
             if (bias := getattr(holder, "logit_bias", None)) is not None:
                 found[f"logit_bias{suffix}"] = bias.detach()
-        weights = {} if self.similarity is None else self.similarity.weights()
+        weights = self.similarity.weights() if isinstance(self.similarity, Similarity) else {}
         return found | {f"similarity_weight_{name}": weight.detach() for name, weight in weights.items()}
 
     def clamp_(self) -> None:
