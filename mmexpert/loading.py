@@ -138,8 +138,10 @@ def _classes(path: Path) -> ClassTable | None:
 
 def _local(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The configuration with pretrained names replaced by the backbones that lie in the model folder: nothing is fetched."""
-    encoders = {
-        role: node | {"name": str(folder / f"backbone_{role}")} if node and (folder / f"backbone_{role}").is_dir() else node
-        for role, node in config["encoder"].items()
-    }
+    encoders = dict(config["encoder"])
+    for role, node in encoders.items():
+        if node and (folder / f"backbone_{role}").is_dir():
+            encoders[role] = node | {"name": str(folder / f"backbone_{role}")}
+        elif node and "weights" in node:
+            encoders[role] = node | {"weights": None}  # its own are loaded below
     return config | {"encoder": encoders}
