@@ -15,7 +15,7 @@ from mmexpert.encoders.tokenizer import TextTokenizer
 from mmexpert.engine.objective import Objective
 from mmexpert.engine.optim import parameter_groups
 from mmexpert.models.heads import ClassPrompts
-from mmexpert.types import ClassTable, ConfigError
+from mmexpert.types import ClassTable, ConfigError, TokenCorpus
 
 Config = dict[str, Any]
 
@@ -69,11 +69,12 @@ def build_head(node: Config | None, classes: ClassTable | None, trust: Sequence[
     return instantiate(node, "model", trust, classes=classes)
 
 
-def build_objective(cfg: Config, model: torch.nn.Module, trust: Sequence[str] = ()) -> Objective:
+def build_objective(cfg: Config, model: torch.nn.Module, corpus: TokenCorpus | None, trust: Sequence[str] = ()) -> Objective:
     """Model, loss and, where a similarity is chosen, the sequence term with a fresh loss of the same form."""
     similarity = instantiate(cfg["similarity"], "similarity", trust) if cfg.get("similarity") else None
     loss = instantiate(cfg["loss"], "loss", trust)
-    sequence_loss = instantiate(cfg["loss"], "loss", trust) if similarity is not None else None
+    loss.see_corpus(corpus)
+    sequence_loss = loss.for_scores() if similarity is not None else None
     return Objective(model, loss, similarity, sequence_loss, cfg["sequence_weight"], cfg["sequence_ramp_epochs"])
 
 

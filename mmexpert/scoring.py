@@ -60,9 +60,11 @@ def score_fold(
     trainer = cfg["trainer"]
     settings = LaunchSettings(trainer["device"], trainer["mixed_precision"], 1, trainer["deterministic"], trainer["group_timeout_s"], None)
     accelerator = launch(settings, None, folder)
-    tokenizer = build.build_tokenizer(cfg, dataset.training_texts(parts["train"]))
+    texts = dataset.training_texts(parts["train"])
+    tokenizer = build.build_tokenizer(cfg, texts)
     classes = build.training_classes(dataset, parts["train"])
-    objective = build.build_objective(cfg, build.build_model(cfg, classes, tokenizer, trust), trust)
+    model = build.build_model(cfg, classes, tokenizer, trust)
+    objective = build.build_objective(cfg, model, tokenizer.corpus(texts) if tokenizer else None, trust)
     missing, unexpected = load_weights(objective, read_weights(weights.resolve()))
     if missing or unexpected:
         raise RunFolderError(f"{weights} does not fit the configuration: missing {missing[:5]}, unexpected {unexpected[:5]}")

@@ -143,7 +143,8 @@ def _train(
     texts = dataset.training_texts(parts["train"])
     tokenizer = build.build_tokenizer(cfg, texts)
     classes = build.training_classes(dataset, parts["train"])
-    objective = build.build_objective(cfg, build.build_model(cfg, classes, tokenizer, session.trust), session.trust)
+    model = build.build_model(cfg, classes, tokenizer, session.trust)
+    objective = build.build_objective(cfg, model, tokenizer.corpus(texts) if tokenizer else None, session.trust)
     if cfg["init_from"]:
         load_initial(objective, Path(cfg["init_from"]), cfg["init_strict"])
     seed_rank(seed, ranks.rank)

@@ -45,6 +45,15 @@ class ClassTable:
     counts: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class TokenCorpus:
+    """The training captions as sets of tokens: captions that hold each token id, their number, ids that frame a sentence."""
+
+    counts: tuple[int, ...]
+    documents: int
+    special_ids: tuple[int, ...]
+
+
 class MmexpertError(Exception):
     """Base of the errors that a user can act on; exit_code is the process's exit status."""
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mmexpert.types import ConfigError, RunFolderError
+from mmexpert.types import ConfigError, RunFolderError, TokenCorpus
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,6 +63,14 @@ class TextTokenizer:
         """Ids of padding and of the tokens that frame a sentence: belong to pooling, not to alignment."""
         names = ("pad_token_id", "cls_token_id", "sep_token_id", "bos_token_id", "eos_token_id")
         return tuple(sorted({i for name in names if (i := getattr(self.tokenizer, name, None)) is not None}))
+
+    def corpus(self, texts: Iterable[str]) -> TokenCorpus:
+        """In how many of the texts each token occurs, cut to max_length as in a batch."""
+        texts, counts = list(texts), [0] * self.vocab_size
+        for ids in self.tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"] if texts else []:
+            for token in set(ids):
+                counts[token] += 1
+        return TokenCorpus(tuple(counts), len(texts), self.special_ids)
 
     def save(self, folder: Path) -> None:
         """Writes the tokenizer's files and its length."""

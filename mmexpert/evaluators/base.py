@@ -162,7 +162,7 @@ def _block_losses(objective: nn.Module, collected: Collected, rows: Tensor, devi
     positives = (collected.keys[rows, None] == collected.keys[rows]).to(device)
     unit = torch.nn.functional.normalize
     terms = dict(objective.score_losses(unit(query.features, dim=1) @ unit(target.features, dim=1).T, positives))
-    if collected.class_logits is not None and collected.label is not None:
+    if collected.class_logits is not None and collected.label is not None and set(objective.loss.needs) <= {"label"}:
         pair = Pair(query, target, collected.class_logits[rows].to(device))
         for name, value in objective.loss.class_loss(pair, {"label": collected.label[rows].to(device)}).items():
             terms[name] = value

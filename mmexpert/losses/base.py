@@ -1,12 +1,13 @@
 """What every loss is. Shapes: B rows of this rank, N rows of all ranks, D width; row = query, column = target."""
 
 import math
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmexpert.types import Batch, ConfigError, Pair
+from mmexpert.types import Batch, ConfigError, Pair, TokenCorpus
 
 MAX_SCALE = 100.0
 
@@ -14,13 +15,16 @@ MAX_SCALE = 100.0
 class Loss(nn.Module):
     """Holds the scale of its term (logit_scale = log of it); the objective sums the terms by term_weights.
 
-    temperature: first scale = 1 / temperature, 0.01..1. learn_scale: whether it learns.
+    temperature: first scale = 1 / temperature, 0.01..1. learn_scale: whether it learns. needs: what class_loss reads of a batch.
     """
+
+    needs: tuple[str, ...] = ("label",)
 
     def __init__(self, temperature: float, learn_scale: bool) -> None:
         super().__init__()
         if not 0.01 <= temperature <= 1:
             raise ConfigError(f"loss.temperature={temperature}: 0.01..1")
+        self.temperature = temperature
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)), learn_scale)  # a logarithm: stays positive
         self.term_weights = {"loss_clip": 1.0}
 
@@ -38,6 +42,13 @@ class Loss(nn.Module):
     def class_loss(self, pair: Pair, batch: Batch) -> dict[str, Tensor]:
         """Terms of class logits; none here."""
         return {}
+
+    def see_corpus(self, corpus: TokenCorpus | None) -> None:
+        """Called once before training with the training part's tokens, None without a text tower; most losses do not look."""
+
+    def for_scores(self) -> "Loss":
+        """A fresh loss of the same contrastive form, with a scale of its own, for the scores of a similarity."""
+        return deepcopy(self)
 
     def clamp_(self) -> None:
         """Keeps the scale in 1..100: after the step, since a clamp inside forward has no gradient at its bound and can stick."""

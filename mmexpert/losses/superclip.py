@@ -62,6 +62,10 @@ class SuperClipLoss(ClipLoss):
                 dist.all_reduce(total)
             return {"loss_class": (weight * losses).sum() * processes() / total}  # DDP takes the mean over ranks
 
+    def for_scores(self) -> ClipLoss:
+        """The contrastive form alone."""
+        return ClipLoss(self.temperature, self.logit_scale.requires_grad, self.form, self.directions)
+
     def _without_class_term(self) -> None:
         if not self.term_weights["loss_clip"]:
             raise ConfigError("loss.contrastive_loss_weight=0 and model/head=none leave nothing to train: choose model/head=text or linear")
