@@ -42,7 +42,37 @@ def class_features(prompts: Tensor, owner: Tensor, classes: int) -> Tensor:
     return F.normalize(sums, dim=1)
 
 
-class TextHead(nn.Module):
+class Head(nn.Module):
+    """What every head has: K classes and the training part's log shares.
+
+    prior_tau: times log(n_k / N), added to logits in training alone (logit adjustment, arXiv 2007.07314); 0 = off.
+    """
+
+    needs_class_texts = False
+
+    def __init__(self, classes: ClassTable, prior_tau: float) -> None:
+        super().__init__()
+        self.classes = len(classes.names)
+        self.prior_tau = prior_tau
+        if prior_tau and (empty := [name for name, n in zip(classes.names, classes.counts, strict=True) if not n]):
+            raise ConfigError(f"model.head.prior_tau={prior_tau}: class {empty[0]!r} has no training row: use 0, or fewer folds")
+        shares = torch.tensor(classes.counts or (1,) * self.classes, dtype=torch.float32)
+        self.register_buffer("log_prior", (shares / shares.sum().clamp(min=1)).clamp(min=1e-12).log(), persistent=False)
+
+    def adjusted(self, logits: Tensor) -> Tensor:
+        """Logits with the prior's share, in training."""
+        return logits + self.prior_tau * self.log_prior if self.training and self.prior_tau else logits
+
+    def without_loss(self) -> None:
+        """Called where no class term trains the head. Raises ConfigError: a linear map would never learn."""
+        name = type(self).__name__.removesuffix("Head").lower()
+        raise ConfigError(f"model/head={name} learns from a class term alone: choose loss=superclip, or model/head=text")
+
+    def clamp_(self) -> None:
+        """Nothing to clamp."""
+
+
+class TextHead(Head):
     """logits = scale * cosine(query, class text). The scale is the head's own: a saved model gives probabilities without its loss.
 
     temperature: first scale = 1 / temperature; at most 100.
@@ -51,17 +81,16 @@ class TextHead(nn.Module):
     needs_class_texts = True
     kind = "text prompts"
 
-    def __init__(self, temperature: float, classes: ClassTable) -> None:
-        super().__init__()
+    def __init__(self, temperature: float, prior_tau: float, classes: ClassTable) -> None:
+        super().__init__(classes, prior_tau)
         if not 0.01 <= temperature <= 1:
             raise ConfigError(f"model.head.temperature={temperature}: 0.01..1")
-        self.classes = len(classes.names)
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
 
     def forward(self, features: Tensor, class_texts: Tensor) -> Tensor:
         """features [B, D], class_texts [K, D] unit rows -> [B, K]."""
         with torch.autocast(features.device.type, enabled=False):
-            return self.logit_scale.exp() * F.normalize(features.float(), dim=1) @ class_texts.T
+            return self.adjusted(self.logit_scale.exp() * F.normalize(features.float(), dim=1) @ class_texts.T)
 
     def without_loss(self) -> None:
         """Called where no class term trains the head: the scale stays; argmax and ranking do not depend on it."""
@@ -73,25 +102,40 @@ class TextHead(nn.Module):
             self.logit_scale.clamp_(0, math.log(MAX_SCALE))
 
 
-class LinearHead(nn.Module):
+class LinearHead(Head):
     """A linear map of the query features. dim: D."""
 
-    needs_class_texts = False
     kind = "linear head"
 
-    def __init__(self, dim: int, classes: ClassTable) -> None:
-        super().__init__()
-        self.classes = len(classes.names)
+    def __init__(self, dim: int, prior_tau: float, classes: ClassTable) -> None:
+        super().__init__(classes, prior_tau)
         self.linear = nn.Linear(dim, self.classes)
 
     def forward(self, features: Tensor, class_texts: None) -> Tensor:
         """features [B, D] -> [B, K] fp32."""
         with torch.autocast(features.device.type, enabled=False):
-            return self.linear(features.float())
+            return self.adjusted(self.linear(features.float()))
 
-    def without_loss(self) -> None:
-        """Called where no class term trains the head. Raises ConfigError: it would never learn."""
-        raise ConfigError("model/head=linear learns from a class term alone: choose loss=superclip, or model/head=text")
+
+class BothHead(Head):
+    """The sum of a text head's and a linear head's logits."""
+
+    needs_class_texts = True
+    kind = "text prompts and linear head"
+
+    def __init__(self, dim: int, temperature: float, prior_tau: float, classes: ClassTable) -> None:
+        super().__init__(classes, prior_tau)
+        self.text, self.linear = TextHead(temperature, 0.0, classes), LinearHead(dim, 0.0, classes)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """The text part's."""
+        return self.text.logit_scale
+
+    def forward(self, features: Tensor, class_texts: Tensor) -> Tensor:
+        """features [B, D], class_texts [K, D] unit rows -> [B, K]."""
+        return self.adjusted(self.text(features, class_texts) + self.linear(features, None))
 
     def clamp_(self) -> None:
-        """Nothing to clamp."""
+        """Keeps the text part's scale in its range."""
+        self.text.clamp_()

@@ -93,7 +93,7 @@ def test_class_scores_are_cosines_with_the_normalised_mean_of_normalised_prompts
 
 
 def test_a_text_head_scales_the_class_scores_and_shares_one_pass_with_the_target(tokenizer):
-    module = model(tokenizer, head=TextHead(0.1, CLASSES))
+    module = model(tokenizer, head=TextHead(0.1, 0.0, CLASSES))
     sizes = calls(module)
     pair = module({"radar": radar(), "text_index": torch.tensor([0, 1, 2])})
     assert sizes == [5]
@@ -103,7 +103,7 @@ def test_a_text_head_scales_the_class_scores_and_shares_one_pass_with_the_target
 
 
 def test_a_linear_head_needs_no_prompts(tokenizer):
-    module, texts = model(tokenizer, head=LinearHead(DIM, CLASSES)), tokenizer(["a jump", "hops", "a person walks"])
+    module, texts = model(tokenizer, head=LinearHead(DIM, 0.0, CLASSES)), tokenizer(["a jump", "hops", "a person walks"])
     sizes = calls(module)
     pair = module({"radar": radar(), "text": texts})
     assert sizes == [3]
@@ -143,11 +143,11 @@ def test_a_role_without_a_tower_is_an_error_that_names_group_and_key(tokenizer):
 
 def test_a_text_head_without_class_texts_is_an_error(tokenizer):
     with pytest.raises(ConfigError, match="model/head=text compares with class texts"):
-        model(tokenizer, head=TextHead(0.07, CLASSES), prompts=False)
+        model(tokenizer, head=TextHead(0.07, 0.0, CLASSES), prompts=False)
 
 
 def test_class_scores_and_logits_are_fp32_under_autocast(tokenizer):
-    module = model(tokenizer, head=TextHead(0.07, CLASSES))
+    module = model(tokenizer, head=TextHead(0.07, 0.0, CLASSES))
     with torch.autocast("cpu", torch.bfloat16):
         pair = module({"radar": radar(), "text_index": torch.tensor([0, 1, 2])})
         scores = module.class_scores(pair.query)
@@ -158,7 +158,7 @@ def test_class_scores_and_logits_are_fp32_under_autocast(tokenizer):
 
 
 def test_clamp_reaches_the_head(tokenizer):
-    module = model(tokenizer, head=TextHead(0.07, CLASSES))
+    module = model(tokenizer, head=TextHead(0.07, 0.0, CLASSES))
     nn.init.constant_(module.head.logit_scale, 9.0)
     module.clamp_()
     assert module.head.logit_scale.exp().item() == pytest.approx(100)
