@@ -13,9 +13,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from mmexpert.command_line import composed
+from mmexpert.command_line import composed, launch
 from mmexpert.config import instantiate
-from mmexpert.types import MmexpertError
 
 COLUMNS = ("id", "file", "label", "group", "visit", "view", "side", "design", "severity", "true_label")
 
@@ -48,11 +47,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.out.exists() and (not given.out.is_dir() or any(given.out.iterdir())):
         sys.exit(f"--out {given.out}: it is not an empty folder; name another one, or empty it yourself")
-    try:
-        print(f"wrote {write(given.out, given.overrides)} films, metadata.csv and class_texts.json to {given.out}")
-    except MmexpertError as error:
-        sys.exit(str(error))
+    print(f"wrote {write(given.out, given.overrides)} films, metadata.csv and class_texts.json to {given.out}")
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)
