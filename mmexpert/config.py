@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mmexpert.schema import RunKeys, TrainerKeys
-from mmexpert.types import ConfigError
+from mmexpert.types import ConfigError, MmexpertError
 
 _BESIDE = Path(__file__).resolve().parent / "conf"
 CONF_DIR = str(_BESIDE if _BESIDE.is_dir() else _BESIDE.parents[1] / "conf")  # wheel, else checkout
@@ -145,6 +145,7 @@ def instantiate(node: Any, group: str, trust: Sequence[str] = (), **given: Any) 
     group names the entry of PARTS that says which packages may be named; trust adds packages (from the command line only). Every
     `_target_` at any depth is checked before anything is built. Raises ConfigError naming the key, the class or the argument.
     """
+    from hydra.errors import InstantiationException
     from hydra.utils import instantiate as hydra_instantiate
 
     plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
@@ -156,7 +157,12 @@ def instantiate(node: Any, group: str, trust: Sequence[str] = (), **given: Any) 
     for path, found in nodes:
         _check_arguments(path, found, set(given) if found is plain else set())
     # partial: Hydra would copy what is given (modules, parameter groups) into the config
-    return hydra_instantiate(plain | {"_partial_": True}, _convert_="all")(**given)
+    try:
+        return hydra_instantiate(plain | {"_partial_": True}, _convert_="all")(**given)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, MmexpertError):  # of a nested part, which Hydra builds: its own words and exit code
+            raise error.__cause__ from None
+        raise
 
 
 def targets(plain: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""Samples -> Batch: radar padded with its mask, text tokenised, the rest stacked."""
+"""Samples -> Batch: radar padded with its mask, text tokenised, the rest stacked: images to [B, C, H, W], numbers to [B]."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
