@@ -22,7 +22,10 @@ CODES = (
     "negative_amplitude",
     "zero_length",
     "too_short",
+    "not_an_image",
     "undecodable",
+    "too_many_pixels",
+    "wrong_checksum",
     "json_syntax",
     "json_nan",
     "wrong_field",
@@ -37,7 +40,7 @@ CODES = (
     "outside_root",
     "missing_modality",
 )
-"""Kinds of faults of the radar sets; check_data prints them."""
+"""Kinds of faults; check_data prints them."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,232 @@
+"""From an image file to what a tower sees: decoding, window, resizing, normalisation. Augmentation: augment.py; DICOM: dicom.py.
+
+Letters: C channels (1 or 3), H rows, W columns. 8-bit files become 0..1; deeper ones keep their stored values until the window.
+"""
+
+import struct
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mmexpert.data.dicom import dicom_header, read_dicom
+from mmexpert.data.findings import DataFault
+from mmexpert.types import ConfigError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm")
+RESIZES = ("pad", "stretch", "crop")
+_WINDOWS = ("auto", "none", "percentile", "dicom")
+_MOST_PIXELS = 89_478_485  # Pillow's own limit, beyond which it only warns
+_PERCENTILES = (1.0, 99.5)
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+_SPREAD = 1e-6  # least standard deviation: a constant picture becomes zeros
+_ENDS = {"PNG": (b"IEND\xaeB`\x82", 8), "JPEG": (b"\xff\xd9", 2)}  # last bytes of a whole file, and how many they are
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, Image.DecompressionBombError)
+"""What Pillow raises on damaged files (SyntaxError: a PNG chunk)."""
+
+
+@dataclass(frozen=True)
+class Film:
+    """pixels [C, H, W] float32: 0..1 where full_scale is 1, else stored values with that maximum (None: unknown).
+
+    deep: more than 8 bits. dicom_window: (centre, width) that the file itself names.
+    """
+
+    pixels: np.ndarray
+    deep: bool
+    full_scale: float | None
+    dicom_window: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class FilmTransform:
+    """How a file becomes a picture of side x side pixels in 0..1.
+
+    channels: 1 or 3. resize: pad | stretch | crop. window: auto | none | percentile | dicom | [lo, hi] in values after decoding
+    (0..1 for 8-bit files). Raises ConfigError for what is none of these.
+    """
+
+    side: int
+    channels: int
+    resize: str
+    window: Any
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise ConfigError(f"dataset.channels={self.channels}: 1 (grey) or 3 (red, green, blue)")
+        if self.side < 1:
+            raise ConfigError(f"dataset.side={self.side}: pixels, 1 or more")
+        if self.resize not in RESIZES:
+            raise ConfigError(f"dataset.resize={self.resize}: choose {', '.join(RESIZES)}")
+        if isinstance(self.window, str):
+            right = self.window in _WINDOWS
+        else:
+            right = self.window is not None and len(self.window) == 2 and self.window[0] < self.window[1]
+        if not right:
+            raise ConfigError(f"dataset.window={self.window}: choose {', '.join(_WINDOWS)}, or two values [lo, hi] with lo < hi")
+
+    def __call__(self, path: Path, record: str) -> tuple[np.ndarray, bool]:
+        """(float32 [C, side, side] in 0..1, is the film of one value only?). Raises DataFault naming file and record."""
+        film = decode(path, record)
+        pixels = windowed(film, self.window, f"{path} (record {record})")
+        flat = bool(film.pixels.min() == film.pixels.max())
+        return np.clip(resized(with_channels(pixels, self.channels), self.side, self.resize), 0, 1), flat
+
+
+def check_header(path: Path, record: str) -> None:
+    """Raises DataFault where a file is missing, empty, no image, too large or cut short, without decoding a PNG or JPEG that ends well.
+
+    Damage in the middle is found by decode() only.
+    """
+    if path.suffix.lower() == ".dcm":
+        _check_pixels(dicom_header(path, record), path, record)
+        return
+    image = _opened(path, record)
+    ending, length = _ENDS.get(image.format, (b"", 0))
+    with open(path, "rb") as stream:
+        stream.seek(0, 2)
+        stream.seek(max(0, stream.tell() - length))
+        whole = bool(length) and stream.read() == ending
+    if whole:
+        image.close()
+    else:  # no ending to know it by, or bytes after it
+        _loaded(image, path, record)
+
+
+def decode(path: Path, record: str) -> Film:
+    """The film of a file, C = 1 or 3: EXIF rotation applied, palette expanded, alpha composed on black. Raises DataFault."""
+    if path.suffix.lower() == ".dcm":
+        _check_pixels(dicom_header(path, record), path, record)
+        pixels, window = read_dicom(path, record)
+        return Film(pixels[None], True, None, window)
+    image = _loaded(_opened(path, record), path, record)
+    if image.mode[0] in "IF":  # never through convert("L"), which clips them at 255
+        pixels = np.asarray(image).astype(np.float32)
+        if not np.isfinite(pixels).all():
+            raise _fault(path, record, "non_finite", "holds NaN or infinity; mend or remove it")
+        return Film(pixels[None], True, _full_scale(pixels, image.mode))
+    if image.has_transparency_data:
+        coloured = np.asarray(image.convert("RGBA"), np.float32) / 255
+        pixels = coloured[..., :3] * coloured[..., 3:]
+        pixels = pixels[..., :1] if image.mode == "LA" else pixels
+    elif image.mode in ("L", "1"):
+        pixels = np.asarray(image.convert("L"), np.float32)[..., None] / 255
+    else:
+        pixels = np.asarray(image.convert("RGB"), np.float32) / 255
+    return Film(np.ascontiguousarray(pixels.transpose(2, 0, 1)), False, 1.0)
+
+
+def windowed(film: Film, window: Any, where: str) -> np.ndarray:
+    """Pixels in 0..1, clipped; a constant image gives zeros under percentile. Raises DataFault where the window does not fit the file.
+
+    auto: none for 8 bits, percentile beyond. dicom: the linear window of DICOM PS3.3 C.11.2.1.2.
+    """
+    if window == "auto":
+        window = "percentile" if film.deep else "none"
+    pixels = film.pixels
+    if window == "none":
+        if film.full_scale is None:
+            message = f"{where}: the full scale of its values is unknown, which dataset.window=none needs; choose percentile or [lo, hi]"
+            raise DataFault(message, "wrong_dtype")
+        return pixels / np.float32(film.full_scale)
+    if window == "dicom":
+        if film.dicom_window is None:
+            message = f"{where}: the file names no window, which dataset.window=dicom needs; choose auto, percentile or [lo, hi]"
+            raise DataFault(message, "wrong_field")
+        centre, width = film.dicom_window
+        return np.clip((pixels - np.float32(centre - 0.5)) / np.float32(max(width - 1, _SPREAD)) + np.float32(0.5), 0, 1)
+    low, high = np.percentile(pixels, _PERCENTILES) if window == "percentile" else window
+    if high <= low:
+        low, high = pixels.min(), pixels.max()  # all but a few pixels are equal: what is left shows the rest
+    if high <= low:
+        return np.zeros_like(pixels)
+    return np.clip((pixels - np.float32(low)) / np.float32(high - low), 0, 1)
+
+
+def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """[1 or 3, H, W] -> [channels, H, W]: colour becomes luma, grey is copied."""
+    if len(pixels) == channels:
+        return pixels
+    return np.tensordot(_LUMA, pixels, 1)[None] if channels == 1 else np.repeat(pixels, 3, axis=0)
+
+
+def resized(pixels: np.ndarray, side: int, kind: str) -> np.ndarray:
+    """[C, H, W] -> [C, side, side], antialiased bilinear.
+
+    pad: the longest side becomes `side`, the rest is the image's minimum; crop: the shortest does, and the middle is kept; stretch.
+    """
+    _, height, width = pixels.shape
+    reference = {"pad": max(height, width), "crop": min(height, width)}
+    rows, columns = (side, side) if kind == "stretch" else (max(1, round(n * side / reference[kind])) for n in (height, width))
+    if (rows, columns) != (height, width):
+        size = (columns, rows)
+        pixels = np.stack([np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR)) for plane in pixels])
+    top, left = abs(rows - side) // 2, abs(columns - side) // 2
+    if kind == "crop":
+        return pixels[:, top : top + side, left : left + side]
+    whole = np.full((len(pixels), side, side), pixels.min(), np.float32)
+    whole[:, top : top + rows, left : left + columns] = pixels
+    return whole
+
+
+def standardized(pixels: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
+    """(pixels - mean) / sd, mean and sd [C]."""
+    return (pixels - mean[:, None, None]) / np.maximum(sd, _SPREAD)[:, None, None]
+
+
+def per_image(pixels: np.ndarray) -> np.ndarray:
+    """Mean 0 and standard deviation 1 over all pixels of one picture; sd at least 1e-6."""
+    return (pixels - pixels.mean(dtype=np.float64).astype(np.float32)) / max(np.float32(pixels.std(dtype=np.float64)), np.float32(_SPREAD))
+
+
+def _opened(path: Path, record: str) -> Image.Image:
+    """The image with its header read."""
+    if not path.is_file():
+        raise _fault(path, record, "missing_file", "there is no such file")
+    if not path.stat().st_size:
+        raise _fault(path, record, "empty_file", "the file is empty; copy it again")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # said below, as an error
+            image = Image.open(path)
+        frames = getattr(image, "n_frames", 1)
+    except Image.DecompressionBombError as error:
+        raise _fault(path, record, "too_many_pixels", f"{error}; store it smaller") from error
+    except UnidentifiedImageError as error:
+        raise _fault(path, record, "not_an_image", "no image that Pillow knows; replace or remove it") from error
+    except _BROKEN as error:
+        raise _fault(path, record, "undecodable", f"{error}; copy it again") from error
+    _check_pixels((image.height, image.width), path, record)
+    if frames > 1 and image.format != "MPO":  # MPO: a camera's JPEG that carries its own preview
+        raise _fault(path, record, "wrong_shape", f"{frames} frames, expected one; store each film by itself")
+    return image
+
+
+def _loaded(image: Image.Image, path: Path, record: str) -> Image.Image:
+    """The image with its pixels, upright."""
+    try:
+        with image:
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except _BROKEN as error:
+        cut = any(word in str(error) for word in ("truncated", "unexpected end", "not enough image data"))
+        raise _fault(path, record, "truncated" if cut else "undecodable", f"{error}; copy it again") from error
+
+
+def _check_pixels(shape: tuple[int, int], path: Path, record: str) -> None:
+    if shape[0] * shape[1] > _MOST_PIXELS:
+        found = f"{shape[0]} x {shape[1]} pixels, at most {_MOST_PIXELS} are read"
+        raise _fault(path, record, "too_many_pixels", f"{found}; store it smaller")
+
+
+def _full_scale(pixels: np.ndarray, mode: str) -> float | None:
+    """What white is stored as: 65535 for integers that fit 16 bits, 1 for floats in 0..1."""
+    limit = 1.0 if mode == "F" else 65535.0
+    return limit if pixels.min() >= 0 and pixels.max() <= limit else None
+
+
+def _fault(path: Path, record: str, code: str, message: str) -> DataFault:
+    return DataFault(f"{path} (record {record}): {message}", code, str(path), record)
