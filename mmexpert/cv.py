@@ -1,4 +1,4 @@
-"""`python -m mmexpert.cv aggregate|status RUN`: the summary of a cross-validation from whatever folds are done; where each fold stands."""
+"""`python -m mmexpert.cv aggregate|status|compare RUN ...`: the summary of the folds that are done, where each stands, runs compared."""
 
 import argparse
 import json
@@ -7,9 +7,9 @@ from pathlib import Path
 
 from mmexpert.engine.lock import holder
 from mmexpert.engine.status import Status, read_status
-from mmexpert.types import MmexpertError
+from mmexpert.types import ConfigError, MmexpertError, StorageError
 
-COMMANDS = ("aggregate", "status")
+COMMANDS = ("aggregate", "status", "compare")
 
 
 def aggregate_run(folder: Path) -> str:
@@ -32,14 +32,50 @@ def fold_states(folder: Path) -> str:
     return "".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows)
 
 
+def compare_runs_of(given: argparse.Namespace) -> str:
+    """Returns the table of a comparison; writes comparison.json and comparison.md where --out names a folder."""
+    from mmexpert.engine.comparison import compare_runs, comparison_table
+    from mmexpert.engine.files import strict_json, write_atomic
+
+    wanted = given.baseline or given.run[0]
+    places = [place for place, run in enumerate(given.run) if run.resolve() == wanted.resolve()]
+    if len(given.run) < 2 or not places:
+        raise ConfigError(f"compare needs two runs or more, and --baseline {wanted} must be one of them")
+    comparison = compare_runs(given.run, given.metric, places[0])
+    table = comparison_table(comparison)
+    if given.out is not None:
+        try:
+            given.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"--out {given.out}: {error.strerror}; name a folder that can be written") from error
+        write_atomic(given.out / "comparison.json", strict_json(comparison, indent=1))
+        write_atomic(given.out / "comparison.md", table)
+    return table
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The commands and what each takes."""
+    parser = argparse.ArgumentParser(prog="python -m mmexpert.cv", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="|".join(COMMANDS))
+    for name, text in (("aggregate", "rewrite the summary from the folds that are done"), ("status", "where each fold stands")):
+        one = commands.add_parser(name, help=text)
+        one.add_argument("run", type=Path, help="a run folder, such as outputs/radhar/default")
+    compare = commands.add_parser("compare", help="runs on the same folds against a baseline")
+    compare.add_argument("run", type=Path, nargs="+", help="two run folders or more")
+    compare.add_argument("--metric", required=True, help="of the test parts, such as balanced_acc; valid/X for the inner parts")
+    compare.add_argument("--baseline", type=Path, help="the run that the others are compared with; without it the first")
+    compare.add_argument("--out", type=Path, help="folder for comparison.json and comparison.md")
+    return parser
+
+
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(prog="python -m mmexpert.cv", description=__doc__)
-    parser.add_argument("command", choices=COMMANDS)
-    parser.add_argument("run", type=Path, help="a run folder, such as outputs/radhar/default")
-    given = parser.parse_args()
+    given = arguments().parse_args()
     try:
-        sys.stdout.write({"aggregate": aggregate_run, "status": fold_states}[given.command](given.run))
+        if given.command == "compare":
+            sys.stdout.write(compare_runs_of(given))
+        else:
+            sys.stdout.write({"aggregate": aggregate_run, "status": fold_states}[given.command](given.run))
     except MmexpertError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         raise SystemExit(error.exit_code) from error

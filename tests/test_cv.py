@@ -67,7 +67,7 @@ def test_aggregate_prints_the_table_of_the_folds_that_are_done_and_ends_with_0(r
     assert "| test/RSum | 123.000 |" in printed and "fold 2 stopped, fold 3 not begun" in printed
 
 
-@pytest.mark.parametrize("command", cv.COMMANDS)
+@pytest.mark.parametrize("command", ["aggregate", "status"])
 def test_a_folder_that_is_no_run_ends_with_code_4_and_no_traceback(command, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         call(monkeypatch, command, tmp_path)
@@ -82,3 +82,13 @@ def test_an_unknown_command_ends_with_code_2_and_the_choices_before_torch_is_imp
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 2 and "aggregate" in ended.stderr and ended.stdout == "False\n"
+
+
+def test_compare_prints_and_writes_the_table_and_refuses_a_single_run(run, tmp_path, monkeypatch, capsys):
+    call(monkeypatch, "compare", run, run, "--metric", "RSum", "--out", tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert printed == (tmp_path / "out" / "comparison.md").read_text() and "fold 2, 3 of" in printed
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["comparisons"][0]["mean_difference"] == 0
+    with pytest.raises(SystemExit) as ended:
+        call(monkeypatch, "compare", run, "--metric", "RSum")
+    assert ended.value.code == 2 and "two runs or more" in capsys.readouterr().err

@@ -11,10 +11,8 @@ import numpy as np
 
 from mmexpert.engine.files import csv_cell, csv_text
 from mmexpert.metrics.classification import chance_lines, classification_metrics, confusion_counts, per_class_rows
-from mmexpert.metrics.statistics import group_bootstrap
 from mmexpert.types import RunFolderError
 
-_SEED = 0  # of the bootstrap: the same rows give the same interval
 Row = dict[str, str]
 
 
@@ -72,7 +70,7 @@ def pooled_tables(folds: Sequence[FoldRows], names: Sequence[str]) -> tuple[dict
     sums: dict[str, np.ndarray] = {}
     labels: dict[str, int] = {}
     for fold in folds:
-        for row, label, probabilities in zip(fold.rows, _labels(fold, names), _probabilities(fold, names), strict=True):
+        for row, label, probabilities in zip(fold.rows, labels_of(fold, names), probabilities_of(fold, names), strict=True):
             sums[row["id"]] = sums.get(row["id"], 0) + probabilities
             labels[row["id"]] = int(label)
     order = sorted(sums)
@@ -86,67 +84,7 @@ def pooled_tables(folds: Sequence[FoldRows], names: Sequence[str]) -> tuple[dict
     return values | {"chance": chance_lines(truth, len(names))["acc"]}, files
 
 
-def bootstrap_intervals(folds: Sequence[FoldRows], names: Sequence[str], k: Sequence[int]) -> dict[str, tuple[float, float]]:
-    """95 % intervals over groups of what rows alone decide: acc, balanced_acc, macro_f1; or R@K of each direction and RSum."""
-    if not folds:
-        return {}
-    columns = folds[0].rows[0]
-    if names and "predicted" in columns:
-        return _intervals(folds, names, _class_scores(folds, names))
-    directions = [name.removeprefix("rank_") for name in columns if name.startswith("rank_")]
-    return _intervals(folds, names, _recalls(folds, directions, k))
-
-
-def _intervals(folds: Sequence[FoldRows], names: Sequence[str], scores: dict[str, Any]) -> dict[str, tuple[float, float]]:
-    strata = [([row["group"] for row in fold.rows], _labels(fold, names)) for fold in folds]
-    of_class = [set(zip(labels.tolist(), groups, strict=True)) for groups, labels in strata]
-    if all(len(pairs) == len({label for label, _ in pairs}) for pairs in of_class):
-        return {}  # a group a class (folds of whole days) leaves nothing to draw: no width would read as certainty
-    return {name: group_bootstrap(strata, score, _SEED) for name, score in scores.items()}
-
-
-def _class_scores(folds: Sequence[FoldRows], names: Sequence[str]) -> dict[str, Any]:
-    cells = [_labels(fold, names) * len(names) + _labels(fold, names, "predicted") for fold in folds]
-
-    def counted(number: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        counts = np.bincount(cells[number][rows], minlength=len(names) ** 2).reshape(len(names), -1)
-        used = counts.sum(1) > 0
-        return counts.diagonal()[used], counts.sum(1)[used], counts.sum(0)[used]
-
-    def acc(number: int, rows: np.ndarray) -> float:
-        return float(counted(number, rows)[0].sum() / len(rows))
-
-    def balanced_acc(number: int, rows: np.ndarray) -> float:
-        right, true, _ = counted(number, rows)
-        return float((right / true).mean())
-
-    def macro_f1(number: int, rows: np.ndarray) -> float:
-        right, true, guessed = counted(number, rows)
-        return float((2 * right / (true + guessed)).mean())
-
-    return {"acc": acc, "balanced_acc": balanced_acc, "macro_f1": macro_f1}
-
-
-def _recalls(folds: Sequence[FoldRows], directions: Sequence[str], k: Sequence[int]) -> dict[str, Any]:
-    """The gallery stays whole: only queries are drawn."""
-    ranks = {name: [np.array([float(row[f"rank_{name}"] or "nan") for row in fold.rows]) for fold in folds] for name in directions}
-
-    def recall(name: str, limit: int, number: int, rows: np.ndarray) -> float:
-        drawn = ranks[name][number][rows]
-        drawn = drawn[~np.isnan(drawn)]  # a second caption of a clip is no query of its own
-        return 100 * float((drawn <= limit).mean()) if len(drawn) else 0.0
-
-    scores: dict[str, Any] = {
-        f"{name}_R@{limit}": lambda number, rows, name=name, limit=limit: recall(name, limit, number, rows)
-        for name in directions
-        for limit in k
-    }
-    summed = [(name, limit) for name in directions for limit in k if limit in (1, 5, 10)]
-    scores["RSum"] = lambda number, rows: sum(recall(name, limit, number, rows) for name, limit in summed)
-    return scores
-
-
-def _labels(fold: FoldRows, names: Sequence[str], column: str = "label") -> np.ndarray:
+def labels_of(fold: FoldRows, names: Sequence[str], column: str = "label") -> np.ndarray:
     """int64 [n]; -1 where rows have no label."""
     if not names or column not in fold.rows[0]:
         return np.full(len(fold.rows), -1)
@@ -154,7 +92,8 @@ def _labels(fold: FoldRows, names: Sequence[str], column: str = "label") -> np.n
     return np.array([number[row[column]] for row in fold.rows])
 
 
-def _probabilities(fold: FoldRows, names: Sequence[str]) -> np.ndarray:
+def probabilities_of(fold: FoldRows, names: Sequence[str]) -> np.ndarray:
+    """float [n, K], rows in the file's order."""
     return np.array([[float(row[f"p_{name}"]) for name in names] for row in fold.rows])
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from mmexpert.engine.files import strict_json, write_atomic
 from mmexpert.engine.folds_file import FILE, read_folds_info
-from mmexpert.engine.oof import FoldRows, bootstrap_intervals, oof_text, pooled_tables, read_rows
+from mmexpert.engine.oof import FoldRows, oof_text, pooled_tables, read_rows
+from mmexpert.engine.row_scores import bootstrap_intervals
 from mmexpert.engine.status import Status, read_status
 from mmexpert.metrics.statistics import corrected_interval
 from mmexpert.types import RunFolderError
@@ -23,16 +24,11 @@ def aggregate(folder: Path) -> dict[str, Any]:
     Raises RunFolderError for a folder without folds, with folds of different configurations or data, or with a damaged fold.
     """
     folder = Path(folder)
-    info = read_folds_info(folder / FILE)
-    if info["method"] == "none":
-        raise RunFolderError(f"{folder} is a run without folds (cv=none); its figures are in metrics.json")
-    statuses = {fold["fold"]: read_status(folder / f"fold_{fold['fold']}") for fold in info["folds"]}
-    done = [fold for fold in info["folds"] if (status := statuses[fold["fold"]]) is not None and status.state == "done"]
-    _check_alike(folder, {fold["fold"]: statuses[fold["fold"]] for fold in done})
+    info, statuses, done = read_done(folder)
     rows = [read_rows(folder, fold) for fold in done]
-    metrics = [_read_json(folder / f"fold_{fold['fold']}" / "metrics.json") for fold in done]
+    metrics = [read_json(folder / f"fold_{fold['fold']}" / "metrics.json") for fold in done]
     names = list(info["dataset"]["classes"])
-    config = _read_json(folder / "config.json")["config"]
+    config = read_json(folder / "config.json")["config"]
     pooled, tables = pooled_tables(rows, names) if names else ({}, {})
     entries = over_folds(metrics, rows, names)
     headline, said = _headline(config, names, entries)
@@ -58,6 +54,17 @@ def aggregate(folder: Path) -> dict[str, Any]:
     for name, text in (files | ({"oof_predictions.csv": oof_text(rows)} if rows else {})).items():
         write_atomic(folder / name, text)
     return summary
+
+
+def read_done(folder: Path) -> tuple[dict[str, Any], dict[int, Status | None], list[dict[str, Any]]]:
+    """(folds_info.json, status of each fold, the entries of the finished ones). Raises RunFolderError as aggregate does."""
+    info = read_folds_info(folder / FILE)
+    if info["method"] == "none":
+        raise RunFolderError(f"{folder} is a run without folds (cv=none); its figures are in metrics.json")
+    statuses = {fold["fold"]: read_status(folder / f"fold_{fold['fold']}") for fold in info["folds"]}
+    done = [fold for fold in info["folds"] if (status := statuses[fold["fold"]]) is not None and status.state == "done"]
+    _check_alike(folder, {fold["fold"]: statuses[fold["fold"]] for fold in done})
+    return info, statuses, done
 
 
 def summary_table(summary: dict[str, Any]) -> str:
@@ -160,11 +167,12 @@ def _warnings(info: dict[str, Any], config: dict[str, Any], statuses: dict[int, 
 
 def _environment(folder: Path) -> dict[str, Any]:
     path = folder / "environment.json"
-    stored = _read_json(path) if path.exists() else {}
+    stored = read_json(path) if path.exists() else {}
     return {key: stored[key] for key in _ENVIRONMENT if key in stored}
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """A file of a finished fold. Raises RunFolderError where it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

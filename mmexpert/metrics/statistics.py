@@ -1,4 +1,4 @@
-"""Intervals of means over folds and groups. Seeded: the same rows give the same interval."""
+"""Intervals of means over folds and groups, and tests of paired differences. Seeded: the same rows give the same interval."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -38,6 +38,12 @@ def group_bootstrap(
 
     folds: (groups, labels) of the rows of each fold; metric(fold, rows) scores the drawn rows. Leaves out the variance of training.
     """
+    low, high = np.percentile(group_draws(folds, metric, seed), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def group_draws(folds: Sequence[tuple[Sequence[str], Sequence[int]]], metric: Callable[[int, np.ndarray], float], seed: int) -> np.ndarray:
+    """float [DRAWS]: the means that group_bootstrap takes its percentiles of. A metric of two runs sees the same drawn rows of both."""
     rng = np.random.default_rng(seed)
     prepared = [_strata(groups, labels) for groups, labels in folds]
     means = []
@@ -47,8 +53,45 @@ def group_bootstrap(
             drawn = [members[i] for members in strata for i in rng.integers(len(members), size=len(members))]
             values.append(metric(number, np.concatenate(drawn)))
         means.append(np.mean(values))
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    return np.array(means)
+
+
+def corrected_p(differences: Sequence[float], test_to_train: float) -> float | None:
+    """Two-sided p of the mean of J paired differences, t = mean / (s sqrt(1/J + rho)) with J - 1 degrees (Nadeau and Bengio 1999).
+
+    Where all differences are equal there is no spread to judge by: 1 if they are 0, else None. None for one difference too.
+    """
+    from scipy.stats import t
+
+    count = len(differences)
+    spread = float(np.std(differences, ddof=1)) if count > 1 else 0.0
+    if spread <= 1e-12 * max(1.0, float(np.max(np.abs(differences)))):  # equal but for rounding
+        return 1.0 if count > 1 and not np.any(differences) else None
+    value = float(np.mean(differences)) / (spread * math.sqrt(1 / count + test_to_train))
+    return float(2 * t.sf(abs(value), count - 1))
+
+
+def bootstrap_p(draws: np.ndarray) -> float:
+    """2 min(share <= 0, share >= 0) of drawn differences: at least 1 / draws, at most 1."""
+    share = min(float((draws <= 0).mean()), float((draws >= 0).mean()))
+    return min(1.0, max(2 * share, 1 / len(draws)))
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Exact two-sided p (McNemar 1947) from the rows that only one of two models has right; 1 where there are none."""
+    from scipy.stats import binom
+
+    return min(1.0, 2 * float(binom.cdf(min(only_first, only_second), only_first + only_second, 0.5)))
+
+
+def holm(values: Sequence[float | None]) -> list[float | None]:
+    """p values adjusted for their number (Holm 1979): times what is left, never below a smaller one's. None stays, and counts as one."""
+    order = sorted((index for index, value in enumerate(values) if value is not None), key=lambda index: values[index])
+    adjusted, largest = list(values), 0.0
+    for place, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(values) - place) * values[index]))
+        adjusted[index] = largest
+    return adjusted
 
 
 def _strata(groups: Sequence[str], labels: Sequence[int]) -> list[list[np.ndarray]]:

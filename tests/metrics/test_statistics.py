@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mmexpert.metrics.statistics import corrected_interval, group_bootstrap, wilson
+from mmexpert.metrics.statistics import bootstrap_p, corrected_interval, corrected_p, group_bootstrap, holm, mcnemar, wilson
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,42 @@ def test_about_95_of_100_intervals_hold_the_true_mean():
         low, high = group_bootstrap([(groups, [0] * 30)], lambda _, rows, v=values: float(v[rows].mean()), case)
         held += low < 0 < high
     assert 34 <= held <= 40
+
+
+def test_mcnemar_of_one_against_nine_is_the_specifications_p_and_of_nothing_is_1():
+    assert mcnemar(1, 9) == pytest.approx(0.0215, abs=5e-5) == mcnemar(9, 1)
+    assert mcnemar(0, 0) == mcnemar(4, 4) == 1
+
+
+def test_the_corrected_p_is_the_t_of_the_formula_by_hand():
+    """d = .02, .04, .06, .00, .03: mean .03, s = sqrt(.002 / 4); rho .25."""
+    value = 0.03 / (math.sqrt(0.0005) * math.sqrt(1 / 5 + 1 / 4))
+    assert value == pytest.approx(2.0)
+    assert corrected_p([0.02, 0.04, 0.06, 0.0, 0.03], 1 / 4) == pytest.approx(0.116117, abs=1e-6)  # 2 P(t_4 > 2), a table's figure
+
+
+def test_equal_differences_have_p_1_where_they_are_0_and_no_p_elsewhere():
+    assert corrected_p([0.0] * 5, 0.25) == 1
+    assert corrected_p([0.1 + 0.2 - 0.3 + 0.05, 0.05, 0.05], 0.25) is None  # equal but for rounding
+    assert corrected_p([0.3], 0.25) is None
+
+
+def test_the_corrected_interval_holds_0_just_where_its_p_is_above_5_percent():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        values = rng.normal(0.02, 0.02, 5)
+        low, high = corrected_interval(values, 0.25)
+        assert (low < 0 < high) == (corrected_p(values, 0.25) > 0.05)
+
+
+def test_the_bootstrap_p_counts_both_sides_and_never_falls_below_a_draw():
+    assert bootstrap_p(np.zeros(2000)) == 1
+    assert bootstrap_p(np.ones(2000)) == 1 / 2000
+    assert bootstrap_p(np.array([-1.0] * 30 + [1.0] * 1970)) == pytest.approx(0.03)
+
+
+def test_holm_multiplies_the_smallest_by_their_number_and_never_reverses_an_order():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.5]) == [1, 1]
+    assert holm([None, 0.02]) == [None, 0.04]
+    assert holm([0.02]) == [0.02]
