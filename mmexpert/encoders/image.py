@@ -94,7 +94,7 @@ class TimmImage(ImageEncoder):
         self.attention = AttentionPool(self.model.num_features, _heads(self.model.num_features)) if pooling == "attention" else None
         width = self.model.head_hidden_size if pooling == "own" else self.model.num_features
         self.projection = nn.Linear(width, dim, bias=False)
-        self.token_projection = self.projection if self.projection.in_features == self.model.num_features else None
+        self.gives_tokens = width == self.model.num_features  # the same map serves both
         self.freeze_backbone, self.norm = freeze_backbone, norm
         if freeze_backbone:
             self.model.requires_grad_(False)
@@ -105,7 +105,7 @@ class TimmImage(ImageEncoder):
         output = self.model.forward_features(image)
         tokens = output.flatten(2).mT if output.ndim == 4 else output
         grid = tokens[:, self.prefix :] if output.ndim == 3 else tokens
-        sequence = None if self.token_projection is None else self.token_projection(grid)
+        sequence = self.projection(grid) if self.gives_tokens else None
         return Encoding(self.projection(self._pool(output, tokens, grid)), sequence)
 
     def frozen_modules(self) -> list[nn.Module]:

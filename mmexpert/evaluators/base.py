@@ -47,7 +47,10 @@ def collect(objective: nn.Module, loaders: Any, accelerator: Any, part: str, vie
             batch = {**batch, role: {name: x for name, x in batch[role].items() if name in (view, "mask")}}
         with torch.no_grad(), accelerator.autocast():
             pair = objective.model(batch)
-            row: dict[str, Any] = {"ids": batch["id"], "keys": batch["positive_key"], "query": pair.query, "target": pair.target}
+            sides = {"query": pair.query, "target": pair.target}
+            if objective.similarity is None:  # nobody asks for the tokens, and a part's may not fit into memory
+                sides = {side: Encoding(encoding.features) for side, encoding in sides.items()}
+            row: dict[str, Any] = {"ids": batch["id"], "keys": batch["positive_key"]} | sides
             row |= {"label": batch.get("label"), "class_logits": pair.class_logits}
             if "hard_text" in batch and view is None:
                 row["hard"] = _hard_margins(objective, batch, pair.query, pair.target)
@@ -136,7 +139,8 @@ def _join_encodings(encodings: list[Encoding], order: Tensor) -> Encoding:
     longest = max(encoding.sequence.shape[1] for encoding in encodings)
     pad = torch.nn.functional.pad
     sequence = torch.cat([pad(e.sequence, (0, 0, 0, longest - e.sequence.shape[1])) for e in encodings])[order]
-    mask = torch.cat([pad(e.mask, (0, longest - e.mask.shape[1])) for e in encodings])[order]
+    masks = [torch.ones(e.sequence.shape[:2], dtype=torch.bool) if e.mask is None else e.mask for e in encodings]
+    mask = torch.cat([pad(m, (0, longest - m.shape[1])) for m in masks])[order]
     return Encoding(features, sequence, mask)
 
 

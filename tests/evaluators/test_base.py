@@ -75,7 +75,8 @@ def test_two_processes_give_exactly_the_metrics_and_losses_of_one(tmp_path):
 
 def test_rows_come_back_by_id_with_their_features_keys_and_padded_sequences():
     loaders = seventeen()
-    collected = collect(toy_objective(ToyModel()), loaders, ACCELERATOR, "test")
+    assert collect(toy_objective(ToyModel()), loaders, ACCELERATOR, "test").query.sequence is None  # nobody would ask for the tokens
+    collected = collect(toy_objective(ToyModel(), similarity), loaders, ACCELERATOR, "test")
     assert collected.ids.tolist() == list(range(17)) and collected.keys.tolist() == loaders.keys[:17].tolist()
     torch.testing.assert_close(collected.query.features, (loaders.tables["range_time"] + loaders.tables["doppler_time"])[:17])
     torch.testing.assert_close(collected.target.features, loaders.tables["text"][:17])
@@ -86,7 +87,7 @@ def test_rows_come_back_by_id_with_their_features_keys_and_padded_sequences():
 
 def test_half_precision_leaves_as_fp32():
     model = ToyModel()
-    collected = collect(toy_objective(model.bfloat16()), seventeen(), ACCELERATOR, "test")
+    collected = collect(toy_objective(model.bfloat16(), similarity), seventeen(), ACCELERATOR, "test")
     assert collected.query.features.dtype == collected.query.sequence.dtype == torch.float32
 
 
