@@ -14,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from mmexpert.command_line import composed, groups, prepare_arguments
-from mmexpert.config import check
+from mmexpert.config import check, instantiate
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = (ROOT / "../shared/source/3-superclip-hip-prosthesis.md").resolve()
@@ -417,3 +417,16 @@ def test_the_printed_lines_compose_as_far_as_their_groups_exist(change, lines):
     assert not plain["encoder"].get("radar") and plain["model"]["query"] == "image"
     assert plain["optimizer"]["lr"] == (1e-5 if change == "learning_rate" else 1e-4)
     assert plain["name"].startswith(("resnet18_", "clip_RN50x4_")) and plain["trainer"]["monitor"] == "valid/map"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--as-source"], ["--data-dir", "films"], ["--data-dir", "films", "--as-source"]])
+@pytest.mark.parametrize("folds", [True, False])
+def test_the_printed_folds_are_settings_that_training_takes(arguments, folds, lines, folder):
+    (folder / "films").mkdir()  # without groups
+    (overrides,) = lines([EXAMPLE | {"use_cv": folds}], *arguments)
+    kept = there_today(overrides)
+    if not [word for word in kept if word.startswith("cv=")]:
+        pytest.skip("cv=stratified is not there yet")
+    settings = instantiate(composed(*prepare_arguments(kept)).cv, "cv")  # refuses what does not go together
+    assert (settings.seed, settings.n_splits) == (42, 5 if folds else 1)
+    assert settings.selection == ("outer" if folds and "--as-source" in arguments else "inner")
