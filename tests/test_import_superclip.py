@@ -212,9 +212,10 @@ def test_folds_part_images_with_a_warning_where_the_data_has_no_groups(importer,
 
 
 def test_class_texts_are_looked_for_beside_the_json_and_then_in_the_data_folder(lines, folder, importer, capsys):
-    assert f"dataset.class_texts={folder / TEXTS}" in lines(EXAMPLE, "--data-dir", "films")[0]
     (folder / "films").mkdir()
-    (folder / TEXTS).rename(folder / "films" / TEXTS)
+    (folder / "films" / TEXTS).write_text("{}", encoding="utf-8")
+    assert f"dataset.class_texts={folder / TEXTS}" in lines(EXAMPLE, "--data-dir", "films")[0]
+    (folder / TEXTS).unlink()
     assert f"dataset.class_texts={folder / 'films' / TEXTS}" in lines(EXAMPLE, "--data-dir", "films")[0]
     assert importer.main(["train_clip_config.json", "--data-dir", "elsewhere"]) == 2
     error = capsys.readouterr().err
