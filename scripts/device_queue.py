@@ -66,6 +66,7 @@ def run_jobs(jobs: list[Job], devices: list[str] | None, folder: Path) -> list[R
             if run.code is None:
                 run.process.terminate()
                 run.process.wait()
+                run.seconds = time.monotonic() - run.started
     finally:
         signal.signal(signal.SIGTERM, before)
     return runs

@@ -175,10 +175,7 @@ def write(path: Path, text: str) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Prints, writes and runs what is asked for.
-
-    Exit status: 2 for a fault in the configurations, 5 where --write failed, 10 where a run failed.
-    """
+    """Prints, writes and runs what is asked for. Exit status 2: a fault in the configurations, 5: --write failed, 10: a run failed."""
     given = arguments(argv)
     try:
         lines, text = imported(given)

@@ -108,6 +108,16 @@ class Balance:
     loss: np.ndarray
 
     @property
+    def draws(self) -> bool:
+        """Whether rows are drawn by class."""
+        return bool((self.draw != 1).any())
+
+    @property
+    def counts_in_loss(self) -> bool:
+        """Whether rows weigh differently in the loss."""
+        return bool((self.loss != 1).any())
+
+    @property
     def sampler_share(self) -> np.ndarray:
         """Share of the rows drawn that are of class k."""
         return _shares(np.array(self.counts) * self.draw)

@@ -3,10 +3,12 @@
 import logging
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from mmexpert.data.balance import Balance
+from mmexpert.data.class_samplers import balanced_order, distinct_classes, weighted_order
 from mmexpert.data.collate import Collate, to_device
 from mmexpert.data.records import RecordDataset
 from mmexpert.data.sampling import Plan, blocked_order, epoch_order, evaluation_draws, hash_order, micro_batch, step_sizes
@@ -49,6 +51,9 @@ class Loaders:
         self.plan, self.workers, self.batch_size = plan, workers, plan.batch_size
         self.on_batch: Callable[[], None] = lambda: None
         self.blocks = _blocks(dataset, parts["train"])
+        self.balance = _balance(dataset, parts["train"])
+        if self.balance is not None and plan.rank == 0:
+            log.info("%s", self.balance.table())
         sizes = step_sizes(len(parts["train"]), plan.batch_size, plan.processes, plan.accumulation, plan.drop_last)
         self.steps_per_epoch = len(sizes)
         self._source = BatchSource(dataset, collate)
@@ -63,14 +68,27 @@ class Loaders:
 
         The workers begin with this call: nothing is drawn from a global generator when the first window is taken.
         """
-        plan, train = self.plan, self.parts["train"]
-        if self.blocks is None:
-            order = [train[i] for i in epoch_order(len(train), self.seed, epoch)]
-        else:
-            share = micro_batch(plan.batch_size, plan.processes, plan.accumulation)
-            order = blocked_order(self.blocks, self.seed, epoch, share)
+        plan, order = self.plan, self._order(epoch)
         draws = Plan(order, epoch, plan.batch_size, plan.accumulation, plan.processes, plan.rank, start_step, plan.drop_last)
         return self._windows(self._train.batches(draws))
+
+    def _order(self, epoch: int) -> list[int]:
+        """Indices of an epoch's samples, the same on all ranks."""
+        plan, train = self.plan, self.parts["train"]
+        if self.blocks is not None:
+            share = micro_batch(plan.batch_size, plan.processes, plan.accumulation)
+            return blocked_order(self.blocks, self.seed, epoch, share)
+        if self.balance is None or not self.balance.draws:
+            return [train[i] for i in epoch_order(len(train), self.seed, epoch)]
+        labels = [self.dataset.records[i].label for i in train]
+        sampler, batch = self.dataset.balance.sampler, plan.batch_size // plan.accumulation
+        if sampler == "weighted":
+            order = weighted_order(self.balance.draw[labels], self.seed, epoch)
+            if plan.rank == 0:
+                log.info("epoch %d draws %d distinct of %d training samples", epoch + 1, len(set(order)), len(train))
+        else:
+            order = balanced_order(labels, batch, distinct_classes(sampler, batch, len(set(labels))), self.seed, epoch)
+        return [train[i] for i in order]
 
     def part(self, name: str) -> Iterator[Batch]:
         """This rank's evaluation batches of a part: deterministic samples, in hash order of their ids, padded by repeats."""
@@ -94,6 +112,8 @@ class Loaders:
     def _windows(self, batches: Iterator[Batch]) -> Iterator[list[Batch]]:
         window: list[Batch] = []
         for batch in batches:
+            if self.balance is not None and self.balance.counts_in_loss:
+                batch["weight"] = torch.from_numpy(self.balance.loss).float()[batch["label"]]
             window.append(to_device(batch, self.device))
             if len(window) == self.plan.accumulation:
                 yield window
@@ -103,6 +123,15 @@ class Loaders:
 def _close(streams: set[Stream]) -> None:
     for stream in list(streams):
         stream.close()
+
+
+def _balance(dataset: RecordDataset, train: list[int]) -> Balance | None:
+    """What dataset.balance makes of the classes of a training part; None without classes or with apply=none."""
+    if dataset.balance is None or dataset.classes is None or dataset.balance.apply == "none":
+        return None
+    labels = [dataset.records[i].label for i in train]
+    counts = tuple(labels.count(k) for k in range(len(dataset.classes.names)))
+    return dataset.balance.of(replace(dataset.classes, counts=counts), "this fold")
 
 
 def _blocks(dataset: RecordDataset, train: list[int]) -> list[list[int]] | None:
