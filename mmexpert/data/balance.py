@@ -77,6 +77,16 @@ class BalanceSettings:
             raise ConfigError(f"dataset.balance.clip_ratio={self.clip_ratio}: largest to smallest weight, 1 or more")
 
     @property
+    def draws(self) -> bool:
+        """Whether rows are drawn by class."""
+        return POWERS[self.apply][0] > 0
+
+    @property
+    def weighs(self) -> bool:
+        """Whether rows weigh differently in the loss."""
+        return POWERS[self.apply][1] > 0
+
+    @property
     def over_corrected(self) -> bool:
         """Whether weights act twice: 100:10 becomes 1:10. Kept to repeat old runs."""
         return self.apply == "both"
@@ -106,16 +116,6 @@ class Balance:
     counts: tuple[int, ...]
     draw: np.ndarray
     loss: np.ndarray
-
-    @property
-    def draws(self) -> bool:
-        """Whether rows are drawn by class."""
-        return bool((self.draw != 1).any())
-
-    @property
-    def counts_in_loss(self) -> bool:
-        """Whether rows weigh differently in the loss."""
-        return bool((self.loss != 1).any())
 
     @property
     def sampler_share(self) -> np.ndarray:

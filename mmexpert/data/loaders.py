@@ -78,7 +78,7 @@ class Loaders:
         if self.blocks is not None:
             share = micro_batch(plan.batch_size, plan.processes, plan.accumulation)
             return blocked_order(self.blocks, self.seed, epoch, share)
-        if self.balance is None or not self.balance.draws:
+        if self.balance is None or not self.dataset.balance.draws:
             return [train[i] for i in epoch_order(len(train), self.seed, epoch)]
         labels = [self.dataset.records[i].label for i in train]
         sampler, batch = self.dataset.balance.sampler, plan.batch_size // plan.accumulation
@@ -112,7 +112,7 @@ class Loaders:
     def _windows(self, batches: Iterator[Batch]) -> Iterator[list[Batch]]:
         window: list[Batch] = []
         for batch in batches:
-            if self.balance is not None and self.balance.counts_in_loss:
+            if self.balance is not None and self.dataset.balance.weighs:
                 batch["weight"] = torch.from_numpy(self.balance.loss).float()[batch["label"]]
             window.append(to_device(batch, self.device))
             if len(window) == self.plan.accumulation:

@@ -48,10 +48,12 @@ class RecordDataset(Dataset):
 
     records: any order; sorted by id here. positives: instance | text | label | group. hard_kinds: kinds of hard captions.
     together: ids that a training batch must keep side by side (pairs), or None.
+    balance: data.balance.BalanceSettings of a set with classes, or None.
     """
 
     hard_kinds: tuple[str, ...] = ()
     together: list[tuple[str, ...]] | None = None
+    balance: Any = None
 
     def __init__(self, name: str, records: Iterable[Record], positives: str, classes: ClassTable | None = None) -> None:
         self.name = name
