@@ -140,3 +140,9 @@ def test_a_misspelt_command_ends_with_2(tmp_path, argument, said, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(check_data.__file__).parents[1]))
     ended = command(tmp_path, argument)
     assert ended.returncode == 2 and said in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_a_set_of_images_is_checked_without_the_keys_of_radar(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(check_data.__file__).parents[1]))
+    ended = command(tmp_path, "dataset=hip_phantom", "dataset.n_patients=20", "least_groups=1")
+    assert ended.returncode == 0 and "errors: 0, warnings: 0" in ended.stdout, ended.stderr

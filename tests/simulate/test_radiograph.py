@@ -6,6 +6,8 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from film_by_hand import attenuation_at
+from scipy.ndimage import gaussian_filter
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from mmexpert.simulate.anatomy import CLASSES, attenuation, capsule, cup_place, ellipse, head_place, shaft, stem_place
@@ -145,32 +147,67 @@ def test_distance_fields_are_those_of_a_loop_over_the_pixels():
             assert ell[row, column] == pytest.approx((math.hypot(u / 0.3, v / 0.1) - 1) * 0.1)
 
 
-def test_what_lies_in_the_beam_adds_up_as_the_spec_says():
-    p = healthy(finding="well_fixed_cementless", design="cementless", adduction=0.0)
-    picture = absorbed(p, 256)
-    edge = 1.2 / 256
+@pytest.mark.parametrize("finding", CLASSES)
+@pytest.mark.parametrize("design", ["cementless", "cemented", "short"])
+def test_what_lies_in_the_beam_is_that_of_the_formulas_point_by_point(finding, design):
+    side, rng = 60, np.random.default_rng(3)
+    p = replace(simulator().patient(5), finding=finding, design=design, heterotopic_bone=True, wires=True, tilt_sign=-1)
+    grain, at = rng.standard_normal((side, side)), pixels(side)
+    picture = attenuation(p, at, grain)
+    for row in range(1, side, 2):  # columns shifted from row to row, so that thin lines are met
+        for column in range(row // 2 % 3, side, 3):
+            expected = attenuation_at(p, at[:, row, column], grain[row, column], side)
+            assert picture[row, column] == pytest.approx(expected, abs=1e-9), (row, column)
 
-    def on(d, w=edge):
-        return 1 / (1 + math.exp(max(-30, min(30, d / w))))
 
-    def soft(x, y):
-        trunk = (math.hypot((x - 0.55) / 0.55, (y - 0.40) / 0.62) - 1) * 0.55
-        t = min(1, max(0, ((x - 0.42) * 0.04 + (y - 0.45) * 0.70) / (0.04**2 + 0.70**2)))
-        thigh = math.hypot(x - 0.42 - 0.04 * t, y - 0.45 - 0.70 * t) - (0.26 - 0.06 * t)
-        return 0.55 * p.fat * (0.9 * on(trunk, 0.03) + 0.5 * on(thigh, 0.03))
+def test_a_film_is_exposed_as_the_spec_says_step_by_step():
+    i, v, side = 6, 1, 64
+    sim = simulator(seed=4, difficulty=0.3, marker="none", bit_depth=16)
+    p = sim.patient(i)
 
-    def at(column, row):
-        return (column + 0.5) / 256, (row + 0.5) / 256
+    def rng(block):
+        return np.random.Generator(np.random.PCG64(np.random.SeedSequence(4, spawn_key=(i, block))))
 
-    x, y = at(20, 200)
-    assert picture[200, 20] == pytest.approx(soft(x, y), abs=1e-3)  # beside the leg
-    x, y = at(180, 35)
-    assert picture[35, 180] == pytest.approx(soft(x, y) + 1.05 * p.bone * 0.9, abs=0.02)  # in the wing of the pelvis
-    x, y = at(110, 170)  # in the stem, which the canal surrounds
-    assert picture[170, 110] == pytest.approx(soft(x, y) + 1.05 * p.bone * (1.25 - 0.80) + 4.2, abs=0.02)
-    row, axis = 243, 0.415 + 0.02 * (243.5 / 256 - 0.47) / 0.60  # below the stem's tip
-    x, y = (int(axis * 256) + 0.5) / 256, (row + 0.5) / 256
-    assert picture[row, int(axis * 256)] == pytest.approx(soft(x, y) + 1.05 * p.bone * (1.25 - 0.80), abs=0.02)
+    grain = gaussian_filter(rng(4).standard_normal((side, side)), 0.017 * side)
+    visit = rng(10 + v)
+    turn, zoom, shift = visit.normal(0, 0.035), visit.uniform(0.97, 1.03) * p.zoom, visit.normal(0, 0.012, 2)
+    blur, photons = visit.uniform(0.45, 0.8), math.exp(visit.uniform(math.log(150), math.log(1500))) * 4**0.4
+    gain, offset, gamma = visit.uniform(0.85, 1.1), visit.uniform(-0.06, 0.06), visit.uniform(0.75, 1.3)
+    moved = pixels(side) - 0.5 - shift[:, None, None]
+    at = 0.5 + np.einsum("ab,bij->aij", [[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]], moved) / zoom
+    beam = np.exp(-gaussian_filter(attenuation(p, at, grain / grain.std()), blur))
+    beam = 0.96 * beam + 0.04 * gaussian_filter(beam, side / 6)
+    film = -np.log((visit.poisson(photons * beam) + 0.5) / photons)
+    low, high = np.percentile(film, 1), np.percentile(film, 99.3)
+    film = np.clip((film - low) / (high - low) * gain + offset, 0, 1) ** gamma
+    drawn, row = sim.film(i, v)
+    np.testing.assert_allclose(drawn[:, ::-1] if row["side"] == "L" else drawn, film * 65535, atol=0.51)
+
+
+def test_the_anatomy_is_drawn_in_the_ranges_of_the_spec():
+    bounds = {
+        "zoom": (0.92, 1.08),
+        "canal": (0.044, 0.060),
+        "cortex": (0.020, 0.032),
+        "bone": (0.8, 1.2),
+        "fat": (0.7, 1.4),
+        "head": (0.050, 0.060),
+        "severity": (0.55, 1.25),
+        "level": (0.45, 0.85),
+        "angle": (0.55, 1.05),
+        "phase": (0, 2 * math.pi),
+    }
+    sim = simulator()
+    patients = [asdict(sim.patient(i)) for i in range(600)]
+    for key, (low, high) in bounds.items():
+        values = np.array([p[key] for p in patients])
+        assert values.min() >= low and values.max() <= high and np.ptp(values) > 0.97 * (high - low), key
+        assert values.mean() == pytest.approx((low + high) / 2, abs=0.05 * (high - low)), key
+    for key, mean, sd in (("adduction", 0, 0.04), ("inclination", 0.75, 0.09)):
+        values = np.array([p[key] for p in patients])
+        assert values.mean() == pytest.approx(mean, abs=4 * sd / 600**0.5) and values.std() == pytest.approx(sd, rel=0.1)
+    assert np.mean([p["tilt_sign"] == 1 for p in patients]) == pytest.approx(0.67, abs=0.06)
+    assert np.mean([p["side"] == "R" for p in patients]) == pytest.approx(0.5, abs=0.06)
 
 
 def test_each_finding_is_drawn_where_it_belongs():
