@@ -1,4 +1,4 @@
-"""Classes by name and order, and their sentences: read from JSON or YAML, multiplied by templates, compared with the classes that there are."""
+"""Classes by name and order, and their sentences: read from JSON or YAML, multiplied by templates, compared with the classes."""
 
 import json
 from collections.abc import Mapping, Sequence

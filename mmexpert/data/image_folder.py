@@ -149,8 +149,8 @@ class ImageFolder(RecordDataset):
         """Raises ConfigError under a grouped cv where nobody has said which films are of one patient."""
         if self.groups == "unknown":
             raise ConfigError(
-                f"dataset.root={self.root}: nothing says which images are of one patient, which a grouped cv needs. Give {METADATA} "
-                f"a column {self.group_column!r}; or set dataset.group_from to a regular expression on the file name whose first bracket is "
+                f"dataset.root={self.root}: nothing says which images are of one patient, which a grouped cv needs. Give {METADATA} a "
+                f"column {self.group_column!r}; or set dataset.group_from to a regular expression on the file name whose first bracket is "
                 r"the patient, such as '^(P\d+)_'; or set dataset.group_column=null, which declares each image its own patient"
             )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mmexpert.data.findings import DataFault, FaultList
 from mmexpert.data.image_index import Columns, ImageIndex, Row
+from mmexpert.data.radiographs import pixel_digest
 from mmexpert.types import ConfigError
 
 KINDS = ("error", "merge", "warn")
@@ -58,15 +59,18 @@ def digest(path: Path) -> str:
 
 
 def check_sums(rows: Iterable[Row], faults: FaultList) -> tuple[list[Row], dict[str, str]]:
-    """Rows whose file has the sha256 that they name, if any; and the digests of those that were read, by id."""
+    """Rows whose file has the sha256 that they name, if any; and the digests of the files that were read, by id.
+
+    The sha256 of the stored pixels will do as well: sets that were unpacked from an array name that one.
+    """
     kept, known = [], {}
     for row in rows:
         with faults.catching():
             if row.sha256:
                 known[row.id] = digest(row.path)
-                if known[row.id] != row.sha256:
-                    found = f"{known[row.id][:12]}..., the sha256 column says {row.sha256[:12]}..."
-                    raise row.fault("wrong_checksum", f"{row.path} has {found}; copy the file again")
+                if row.sha256 != known[row.id] and row.sha256 != pixel_digest(row.path, row.id):
+                    found = f"{known[row.id][:12]}..., the sha256 column says {row.sha256[:12]}..., which its pixels do not have either"
+                    raise row.fault("wrong_checksum", f"{row.path} has the sha256 {found}; copy the file again")
             kept.append(row)
     return kept, known
 
