@@ -4,8 +4,9 @@ Letters: K classes, n_k rows of class k in the training part of a fold, N = thei
 proportion to w^p and counts w^r in the loss; `apply` names (p, r).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -106,6 +107,14 @@ class BalanceSettings:
             weights = class_weights(classes.counts, self.method, self.smooth, self.beta, self.clip_ratio)
         drawn, counted = POWERS[self.apply]
         return Balance(classes.names, classes.counts, weights**drawn, weights**counted)
+
+
+def balance_settings(keys: Mapping[str, Any]) -> BalanceSettings:
+    """The settings of a YAML node. Raises ConfigError for a key too many or too few."""
+    wanted = [field.name for field in fields(BalanceSettings)]
+    if odd := sorted(set(keys) ^ set(wanted)):
+        raise ConfigError(f"dataset.balance.{odd[0]}: dataset.balance has the keys {', '.join(wanted)}, no other and none less")
+    return BalanceSettings(*(keys[name] for name in wanted))
 
 
 @dataclass(frozen=True, eq=False)

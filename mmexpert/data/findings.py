@@ -39,6 +39,8 @@ CODES = (
     "group_in_two_splits",
     "outside_root",
     "missing_modality",
+    "unnamed_image",
+    "constant_image",
 )
 """Kinds of faults; check_data prints them."""
 

@@ -3,6 +3,7 @@
 Letters: C channels (1 or 3), H rows, W columns. 8-bit files become 0..1; deeper ones keep their stored values until the window.
 """
 
+import hashlib
 import struct
 import warnings
 from dataclasses import dataclass
@@ -117,6 +118,14 @@ def decode(path: Path, record: str) -> Film:
     else:
         pixels = np.asarray(image.convert("RGB"), np.float32) / 255
     return Film(np.ascontiguousarray(pixels.transpose(2, 0, 1)), False, 1.0)
+
+
+def pixel_digest(path: Path, record: str) -> str:
+    """SHA-256 of the stored pixels, row by row, as the file's own type; empty for DICOM. Raises DataFault."""
+    if path.suffix.lower() == ".dcm":
+        return ""
+    with _opened(path, record) as image:
+        return hashlib.sha256(np.asarray(_loaded(image, path, record)).tobytes()).hexdigest()
 
 
 def windowed(film: Film, window: Any, where: str) -> np.ndarray:

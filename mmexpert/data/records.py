@@ -81,6 +81,12 @@ class RecordDataset(Dataset):
         """Indices of the records that the data set itself puts into a split."""
         return [i for i, record in enumerate(self.records) if record.split == split]
 
+    def fit(self, train: Sequence[int]) -> None:
+        """Learns what a data set measures on its own records (image mean and sd): from a fold's training part, before its loaders."""
+
+    def require_groups(self) -> None:
+        """Raises ConfigError where nobody has said which records belong together; called under a grouped cv."""
+
     def training_texts(self, indices: Sequence[int]) -> list[str]:
         """Captions from which a vocabulary may be built: those of the given records, and the class texts."""
         texts = [caption for i in indices for caption in self.records[i].captions]

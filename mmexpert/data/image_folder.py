@@ -1,0 +1,244 @@
+"""Films of one class each, with class texts: class folders or a metadata.csv below one root (hip prostheses, implants, chest films)."""
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmexpert.data.augment import FLIPS, augment, mirrored, preset, swap_sides, tells_side
+from mmexpert.data.balance import balance_settings
+from mmexpert.data.class_texts import class_names, class_prompts
+from mmexpert.data.findings import DataFault, FaultList, Finding, check_groups, deep_check
+from mmexpert.data.image_groups import check_sums, grouped, settle_duplicates
+from mmexpert.data.image_index import METADATA, Columns, Row, read_index
+from mmexpert.data.radiographs import FilmTransform, check_header, per_image, standardized
+from mmexpert.data.records import Record, RecordDataset
+from mmexpert.data.sampling import EVALUATION, epoch_order, sample_rng
+from mmexpert.types import ClassTable, ConfigError, DataError
+
+log = logging.getLogger(__name__)
+_FITTED_ON = 2000  # images, at most, for mean and sd under normalize=dataset
+_NORMALIZE = ("encoder", "per_image", "dataset", "none")
+_SIDES = {"l": "L", "left": "L", "r": "R", "right": "R"}
+
+
+@dataclass(kw_only=True, eq=False)
+class ImageFolder(RecordDataset):
+    """root, metadata: class folders, or a table of the images. conf/dataset/image_folder.yaml says what each key means.
+
+    side, in_chans, mean, std: of the image tower, which the YAML refers to. The constructor reads all headers and every sha256 column;
+    deep_check() decodes every film. Raises DataError and ConfigError before anything is trained.
+    """
+
+    root: str
+    metadata: str | None
+    class_texts: Any
+    class_order: Sequence[Any] | None
+    templates: Any
+    label_column: str
+    group_column: str | None
+    group_from: str | None
+    positives: str
+    channels: int
+    side: int
+    in_chans: int
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    resize: str
+    window: Any
+    normalize: str
+    augmentation: str
+    flip: str
+    balance: dict[str, Any]
+    duplicates: str
+    cache: str
+    seed: int
+    on_error: str
+    allow_outside: bool
+
+    unit_length, pad_to, max_length = 1, "batch", 1  # what collate asks of clips; films have none
+
+    def __post_init__(self) -> None:
+        self._check_keys()
+        faults = FaultList("image_folder", self.on_error)
+        columns = Columns(self.label_column, self.group_column)
+        index = read_index(Path(self.root), self.metadata, columns, self.allow_outside, faults)
+        rows, self.groups = grouped(index, columns, self.group_from, faults)
+        rows = self._usable(rows, index.columns, faults)
+        faults.settle()  # after all rows: one run names them all
+        names = class_names([row.label for row in rows], self.class_order)
+        prompts = class_prompts(names, self.class_texts, self.templates, Path(self.root), faults)
+        self.rows = {row.id: row for row in rows}
+        records = [self._record(row, names, prompts) for row in rows]
+        check_groups("image_folder", [record for record in records if record.split])
+        training = [record.label for record in records if record.split in ("train", "")]
+        classes = ClassTable(names, prompts, tuple(training.count(k) for k in range(len(names))))
+        super().__init__("image_folder", records, self.positives, classes)
+        faults.hand_over(self)
+        self._warn(names)
+        self.first_prompt = np.cumsum([0, *(len(texts) for texts in prompts)])
+        mirrors_text = self.flip == "swap" and any(tells_side(text) for texts in prompts for text in texts)
+        self.has_text_index = "text" not in index.columns and not mirrors_text  # the table's row would tell the other side
+        self.statistics: tuple[np.ndarray, np.ndarray] | None = None  # mean and sd by channel, from fit()
+        self._films: dict[str, np.ndarray] = {}
+        self._flat: set[str] = set()
+
+    def sample(self, record: Record, epoch: int, repeat: int) -> dict[str, Any]:
+        """{'image': float32 [C, S, S], 'text', 'label', 'text_index': row of the prompt table, absent where texts are a film's own}."""
+        picture, text, pick = self.picture(record), record.captions[0], 0
+        if epoch != EVALUATION:
+            rng = sample_rng(self.seed, epoch, record.id, repeat)
+            prompt, side = rng.random(2)  # always both, and first: no key of the picture moves another draw
+            pick = int(prompt * len(record.captions))
+            text = record.captions[pick]
+            if self.flip == "swap" and side < 0.5:
+                picture, text = mirrored(picture), swap_sides(text)
+            picture = picture if self.ranges is None else augment(picture, self.ranges, rng)
+        sample: dict[str, Any] = {"image": self.normalized(picture), "text": text, "label": record.label}
+        if self.has_text_index:
+            sample["text_index"] = int(self.first_prompt[record.label]) + pick
+        return sample
+
+    def picture(self, record: Record) -> np.ndarray:
+        """The film of a record, float32 [C, S, S] in 0..1, before augmentation and normalisation."""
+        if record.id in self._films:
+            return self._films[record.id]
+        row = self.rows[record.id]
+        picture, flat = self.transform(row.path, record.id)
+        if flat and record.id not in self._flat:
+            self._flat.add(record.id)
+            log.warning("%s (record %s) has one grey value only", row.path, record.id)
+        if self.flip == "canonical" and _SIDES[row.side.lower()] == "L":
+            picture = mirrored(picture)
+        if self.cache == "ram":
+            self._films[record.id] = picture
+        return picture
+
+    def normalized(self, picture: np.ndarray) -> np.ndarray:
+        """The picture as the tower sees it. Raises ConfigError where normalize=dataset has not been fitted."""
+        if self.normalize == "per_image":
+            return per_image(picture)
+        if self.normalize == "none":
+            return picture
+        if self.normalize == "encoder":
+            return standardized(picture, *self.constants)
+        if self.statistics is None:
+            raise ConfigError("dataset.normalize=dataset: fit(training indices) comes before the first sample")
+        return standardized(picture, *self.statistics)
+
+    def fit(self, train: Sequence[int]) -> None:
+        """Mean and sd by channel over at most 2,000 films of a fold's training part, drawn by seed; nothing under another normalize."""
+        if self.normalize != "dataset":
+            return
+        train = sorted(train)
+        drawn = [train[i] for i in epoch_order(len(train), self.seed, 0)[:_FITTED_ON]]
+        sums, squares = np.zeros(self.channels), np.zeros(self.channels)
+        for i in drawn:  # one film in memory at a time
+            picture = self.picture(self.records[i]).astype(np.float64)
+            sums += picture.mean((1, 2))
+            squares += (picture**2).mean((1, 2))
+        mean = sums / len(drawn)
+        sd = np.sqrt(np.maximum(squares / len(drawn) - mean**2, 0))
+        self.statistics = mean.astype(np.float32), sd.astype(np.float32)
+
+    def require_groups(self) -> None:
+        """Raises ConfigError under a grouped cv where nobody has said which films are of one patient."""
+        if self.groups == "unknown":
+            raise ConfigError(
+                f"dataset.root={self.root}: nothing says which images are of one patient, which a grouped cv needs. Give {METADATA} a "
+                f"column {self.group_column!r}; or set dataset.group_from to a regular expression on the file name whose first bracket is "
+                r"the patient, such as '^(P\d+)_'; or set dataset.group_column=null, which declares each image its own patient"
+            )
+
+    def deep_check(self) -> list[Finding]:
+        """Every film decoded once."""
+        checked = copy.copy(self)
+        checked.normalize, checked.cache, checked._films, checked._flat = "none", "none", {}, set()
+        findings = deep_check(checked)
+        flat = [(str(self.rows[name].path), name) for name in sorted(checked._flat)]
+        return findings + [
+            Finding("warning", "constant_image", file, name, f"{file} has one grey value only: is it a film?") for file, name in flat
+        ]
+
+    def fingerprint_lines(self) -> list[str]:
+        """The records with their relative paths, after the prompts of each class."""
+        prompts = [f"{name}\t{'|'.join(texts)}" for name, texts in zip(self.classes.names, self.classes.texts, strict=True)]
+        lines = super().fingerprint_lines()
+        return prompts + [f"{line}\t{self.rows[record.id].file}" for line, record in zip(lines, self.records, strict=True)]
+
+    def _check_keys(self) -> None:
+        """Raises ConfigError for a value that no film could be read with."""
+        for key, choices in (("flip", FLIPS), ("normalize", _NORMALIZE), ("cache", ("none", "ram"))):
+            if getattr(self, key) not in choices:
+                raise ConfigError(f"dataset.{key}={getattr(self, key)}: choose {', '.join(choices)}")
+        if self.in_chans != self.channels:
+            raise ConfigError(f"dataset.channels={self.channels} must equal encoder.image.in_chans={self.in_chans}: set one to the other")
+        self.transform = FilmTransform(self.side, self.channels, self.resize, self.window)
+        self.ranges = preset(self.augmentation)
+        self.balance_settings = balance_settings(self.balance)
+        if self.normalize == "encoder":
+            self.constants = tuple(self._constants(key) for key in ("mean", "std"))
+
+    def _constants(self, key: str) -> np.ndarray:
+        """The tower's constants by channel; three of RGB become their average for grey films, whose values they fit best."""
+        values = np.array([] if getattr(self, key) is None else getattr(self, key), np.float32).ravel()
+        if self.channels == 1 and len(values) == 3:
+            values = values.mean(keepdims=True)
+        if len(values) == 1:
+            values = np.repeat(values, self.channels)
+        if len(values) != self.channels or (key == "std" and values.min() <= 0):
+            raise ConfigError(
+                f"dataset.normalize=encoder: encoder.image.{key} is {getattr(self, key)}, expected one value for each of "
+                f"dataset.channels={self.channels}; choose an encoder/image that names it, or dataset.normalize=per_image"
+            )
+        return values
+
+    def _usable(self, rows: list[Row], columns: Sequence[str], faults: FaultList) -> list[Row]:
+        """Rows whose file, class and side can be used; the rest goes to faults. Raises DataError where none is left."""
+        if self.flip == "canonical" and "side" not in columns:
+            there = ", ".join(columns) or f"none: there is no {METADATA}"
+            raise DataFault(f"dataset.flip=canonical needs a column 'side' (L or R) for each image; there are {there}", "wrong_field")
+        order = None if self.class_order is None else {str(name) for name in self.class_order}
+        usable = []
+        for row in rows:
+            with faults.catching():
+                if order is not None and row.label not in order:
+                    raise row.fault("unknown_class", f"the label {row.label!r} is not in dataset.class_order={list(self.class_order)}")
+                if self.flip == "canonical" and row.side.lower() not in _SIDES:
+                    raise row.fault("wrong_field", f"the side is {row.side!r}, expected L or R, which dataset.flip=canonical needs")
+                try:
+                    check_header(row.path, row.id)
+                except DataFault as fault:  # known by its path; the table's line is what is to be mended
+                    raise row.fault(fault.code, str(fault)) from fault
+                usable.append(row)
+        usable, digests = check_sums(usable, faults)
+        usable = settle_duplicates(usable, self.duplicates, digests, faults)
+        if not usable:
+            faults.settle()
+            raise DataError(f"dataset.root={self.root}: no image is left of {len(rows)}")
+        return usable
+
+    def _record(self, row: Row, names: tuple[str, ...], prompts: tuple[tuple[str, ...], ...]) -> Record:
+        label = names.index(row.label)
+        return Record(
+            id=row.id,
+            split=row.split,
+            group=row.group,
+            captions=(row.text,) if row.text else prompts[label],
+            label=label,
+            source=row.path,
+            size=row.path.stat().st_size,
+        )
+
+    def _warn(self, names: tuple[str, ...]) -> None:
+        """What to look at before a long run."""
+        absent = [name for label, name in enumerate(names) if not any(record.label == label for record in self.records)]
+        warnings = self.exclusions.warnings
+        if absent:
+            warnings.append(f"dataset.class_order: no image of the class {', '.join(absent)}; it can not be learned")
+        if self.flip == "swap":
+            warnings.append("dataset.flip=swap mirrors films with the side letters burnt into them; use it where there are none")
