@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from mmexpert import build
 from mmexpert.config import NOT_HASHED, instantiate
+from mmexpert.engine.class_merge import without_small
 from mmexpert.engine.console import fold_table, set_up_logging
 from mmexpert.engine.export import save_model
 from mmexpert.engine.files import write_atomic
@@ -89,7 +90,7 @@ def open_session(cfg: Config, folder: Path, overrides: list[str], trust: Sequenc
     cv = instantiate(cfg["cv"], "cv", trust)
     if cv.selection == "last" and cfg["trainer"]["early_stopping"]["patience"]:
         raise ConfigError("cv.selection=last takes the last epoch: set trainer.early_stopping.patience=null, or cv.selection=inner")
-    return Session(cfg, folder, overrides, trust, dataset, cv, digest, fingerprint)
+    return Session(cfg, folder, overrides, trust, without_small(dataset, cv), cv, digest, fingerprint)
 
 
 def train_fold(session: Session, fold: Fold, count: int, accelerator: Any) -> float | None:

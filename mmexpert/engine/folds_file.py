@@ -33,7 +33,7 @@ def settle_folds(folder: Path, dataset: RecordDataset, settings: CvSettings) -> 
     stored = read_folds_info(path)
     _compare(path, stored, folds_info(dataset, settings, []))
     folds = stored_folds(stored)
-    check_folds(folds, dataset)
+    check_folds(folds, dataset, settings.over)
     return folds
 
 
@@ -90,6 +90,7 @@ def folds_info(dataset: RecordDataset, settings: CvSettings, folds: list[Fold]) 
         },
         **{key: getattr(settings, key) for key in _MUST_AGREE},
         "external": external,
+        "merged": list(dataset.merged),  # class names that cv.small_classes=merge made one class `other`
         "left_out": sorted(records.keys() - placed),  # of small classes
         "folds": [
             {
