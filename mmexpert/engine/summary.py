@@ -47,7 +47,7 @@ def aggregate(folder: Path) -> dict[str, Any]:
         "pooled": pooled,
         "external": {"rows": len(info["external"])},
         "warnings": _warnings(info, config, statuses, entries) + said,
-        "config": config | {"cv": {key: value for key, value in config["cv"].items() if key != "fold"}},  # a job per fold: one summary
+        "config": config | {"cv": {key: value for key, value in config["cv"].items() if key not in ("fold", "workers")}},  # one summary
         "environment": _environment(folder),
     }
     files = {"cv_summary.json": strict_json(summary, indent=1), "cv_summary.md": summary_table(summary)} | tables
