@@ -1,7 +1,11 @@
-"""`python -m mmexpert.cv aggregate|status|compare RUN ...`: the summary of the folds that are done, where each stands, runs compared."""
+"""`python -m mmexpert.cv aggregate|status|compare RUN ...`: the summary of the folds that are done, where each stands, runs compared.
+
+`python -m mmexpert.cv split [overrides of mmexpert.train]`: the folds of a run that is to come.
+"""
 
 import argparse
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -9,7 +13,8 @@ from mmexpert.engine.lock import holder
 from mmexpert.engine.status import Status, read_status
 from mmexpert.types import ConfigError, MmexpertError, StorageError
 
-COMMANDS = ("aggregate", "status", "compare")
+log = logging.getLogger(__name__)
+COMMANDS = ("aggregate", "status", "compare", "split")
 
 
 def aggregate_run(folder: Path) -> str:
@@ -65,11 +70,46 @@ def arguments() -> argparse.ArgumentParser:
     compare.add_argument("--metric", required=True, help="of the test parts, such as balanced_acc; valid/X for the inner parts")
     compare.add_argument("--baseline", type=Path, help="the run that the others are compared with; without it the first")
     compare.add_argument("--out", type=Path, help="folder for comparison.json and comparison.md")
+    commands.add_parser("split", help="write folds_info.json and classes.json of a run; takes the overrides of mmexpert.train")
     return parser
+
+
+def split() -> None:
+    """Writes the folds and the class table of the run that the overrides name, trains nothing, and logs a line a fold."""
+    from mmexpert import build
+    from mmexpert.command_line import composed, run_folder, trust_list
+    from mmexpert.config import check, instantiate
+    from mmexpert.engine.class_merge import without_small
+    from mmexpert.engine.folds_file import FILE, settle_folds, write_class_table
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    overrides = sys.argv[1:]
+    plain = check(composed(*overrides))
+    folder = Path("outputs") / plain["name"] / run_folder([one for one in overrides if not one.lstrip("+~").startswith("hydra.")])
+    settings = instantiate(plain["cv"], "cv", trust_list)
+    dataset = without_small(build.build_dataset(plain, tuple(trust_list)), settings)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder}: {error.strerror}; run where outputs/ can be written") from error
+    folds = settle_folds(folder, dataset, settings)
+    write_class_table(folder, dataset)
+    group_of = {record.id: record.group for record in dataset.records}
+    for fold in folds:
+        parts = {"train": fold.train, "valid": fold.valid, "test": fold.test}
+        counts = (f"{len(ids)} {part} in {len({group_of[sample] for sample in ids})} groups" for part, ids in parts.items())
+        log.info("fold %d: %s", fold.number, ", ".join(counts))
+    log.info("%s", folder / FILE)
 
 
 def main() -> None:
     """Entry point."""
+    if sys.argv[1:2] == ["split"] and not {"-h", "--help"} & set(sys.argv[2:]):
+        from mmexpert.command_line import launch
+
+        sys.argv[1:] = sys.argv[2:]
+        launch(split)  # overrides are Hydra's, and so are their errors
+        return
     given = arguments().parse_args()
     try:
         if given.command == "compare":

@@ -8,6 +8,7 @@ from typing import Any
 from mmexpert import build
 from mmexpert.config import NOT_HASHED
 from mmexpert.data.records import RecordDataset
+from mmexpert.engine.class_merge import merge_classes
 from mmexpert.engine.console import result_table
 from mmexpert.engine.files import strict_json, write_atomic
 from mmexpert.engine.folds import Fold
@@ -28,8 +29,9 @@ def evaluate_run(cfg: Config, folder: Path, split: str, checkpoint: str, trust: 
     if split not in ("train", "valid", "test"):
         raise ConfigError(f"split={split}: choose train, valid or test")
     folds = sorted(folder.glob("fold_*"), key=lambda path: int(path.name.rpartition("_")[2])) or [folder]
-    dataset = build.build_dataset(cfg, trust)
-    everything = {fold.number: fold for fold in stored_folds(read_folds_info(folder / FILE))}
+    info = read_folds_info(folder / FILE)
+    dataset = merge_classes(build.build_dataset(cfg, trust), info.get("merged", ()))
+    everything = {fold.number: fold for fold in stored_folds(info)}
     found = {}
     for path in folds:
         number = int(path.name.rpartition("_")[2]) if path.name.startswith("fold_") else 0

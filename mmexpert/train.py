@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,9 @@ def prepare_folder(folder: Path, plain: dict[str, Any]) -> Status | None:
 def put_aside(folder: Path) -> None:
     """Renames the folder of an earlier run to the first free of .1, .2, ... Raises RunFolderError where it still runs."""
     number = next(n for n in range(1, 10**6) if not Path(f"{folder}.{n}").exists())
-    with RunLock(folder):
+    with ExitStack() as locks:
+        for path in (folder, *sorted(folder.glob("fold_*"))):
+            locks.enter_context(RunLock(path))
         folder.rename(f"{folder}.{number}")
     log.info("resume=never: the earlier run is now %s.%d", folder, number)
 

@@ -3,33 +3,32 @@
 import gc
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mmexpert import build
 from mmexpert.config import NOT_HASHED, instantiate
-from mmexpert.engine.console import fold_table, set_up_logging
+from mmexpert.engine.class_merge import without_small
+from mmexpert.engine.console import set_up_logging
 from mmexpert.engine.export import save_model
-from mmexpert.engine.files import write_atomic
 from mmexpert.engine.finish import Finished, load_best, score_parts, write_results
-from mmexpert.engine.folds import Fold, chosen_folds, fold_seed
+from mmexpert.engine.folds import Fold, fold_seed
 from mmexpert.engine.folds_file import settle_folds
 from mmexpert.engine.lock import RunLock
 from mmexpert.engine.loop import fit
 from mmexpert.engine.progress import Progress
 from mmexpert.engine.report import write_report
 from mmexpert.engine.results import read_json, versions, write_run_files
-from mmexpert.engine.runtime import LaunchSettings, Ranks, adopt_slurm, launch, seed_all, seed_rank
+from mmexpert.engine.runtime import LaunchSettings, Ranks, adopt_slurm, launch, on_first_rank, seed_all, seed_rank
 from mmexpert.engine.status import Status, config_hash, read_status, write_status
-from mmexpert.engine.summary import aggregate
 from mmexpert.engine.tracking import NAMES
+from mmexpert.fold_runs import run_folds
 from mmexpert.session import Session, load_initial, open_run, start_line
-from mmexpert.types import ConfigError, MmexpertError, RunFolderError
+from mmexpert.types import ConfigError, RunFolderError
 
 log = logging.getLogger(__name__)
 Config = dict[str, Any]
-T = TypeVar("T")
 
 
 def train_run(cfg: Config, folder: Path, overrides: list[str], trust: Sequence[str]) -> float | None:
@@ -38,22 +37,20 @@ def train_run(cfg: Config, folder: Path, overrides: list[str], trust: Sequence[s
     accelerator = start_accelerator(cfg, folder)
     ranks = Ranks(accelerator)
     set_up_logging(folder, ranks.rank)
+    if cfg["cv"]["splitter"] is not None:  # each fold has a lock of its own: several processes may share a cross-validation
+        session = open_session(cfg, folder, overrides, trust, ranks)
+        folds = on_first_rank(ranks, lambda: settle_folds(folder, session.dataset, session.cv))
+        return run_folds(session, folds, accelerator, train_fold, lambda: start_accelerator(cfg, folder))
     lock = RunLock(folder)
     on_first_rank(ranks, lambda: lock.acquire() and None)
     try:
         session = open_session(cfg, folder, overrides, trust, ranks)
-        folds = on_first_rank(ranks, lambda: settle_folds(folder, session.dataset, session.cv))
-        values = []
-        for fold in chosen_folds(folds, session.cv):
-            values.append(train_fold(session, fold, len(folds), accelerator))
-            accelerator = start_accelerator(cfg, folder)  # one a fold: prepared models of a finished one would stay registered
-        if session.cv.splitter is not None:
-            on_first_rank(ranks, lambda: finish_folds(session))
+        (fold,) = on_first_rank(ranks, lambda: settle_folds(folder, session.dataset, session.cv))
+        value = train_fold(session, fold, 1, accelerator)
         on_first_rank(ranks, lambda: write_report(folder))
     finally:
         lock.release()
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    return value
 
 
 def start_accelerator(cfg: Config, folder: Path) -> Any:
@@ -87,9 +84,11 @@ def open_session(cfg: Config, folder: Path, overrides: list[str], trust: Sequenc
         on_first_rank(ranks, lambda: require_sound(dataset))
     fingerprint = dataset.fingerprint()
     cv = instantiate(cfg["cv"], "cv", trust)
+    if cv.workers != 1 and (ranks.processes > 1 or cv.fold is not None):
+        raise ConfigError(f"cv.workers={cv.workers} starts processes of its own: leave out cv.fold, torchrun and accelerate launch")
     if cv.selection == "last" and cfg["trainer"]["early_stopping"]["patience"]:
         raise ConfigError("cv.selection=last takes the last epoch: set trainer.early_stopping.patience=null, or cv.selection=inner")
-    return Session(cfg, folder, overrides, trust, dataset, cv, digest, fingerprint)
+    return Session(cfg, folder, overrides, trust, without_small(dataset, cv), cv, digest, fingerprint)
 
 
 def train_fold(session: Session, fold: Fold, count: int, accelerator: Any) -> float | None:
@@ -184,32 +183,3 @@ def _write(
     if folder != session.folder:
         write_report(folder)
     return finished
-
-
-def finish_folds(session: Session) -> None:
-    """The summary over folds, once none is left; the run's status."""
-    summary = aggregate(session.folder)
-    lines = ["", *fold_table(summary)]
-    write_atomic(session.folder / "result.txt", "\n".join(lines) + "\n")
-    for line in lines:
-        log.info("%s", line)
-    state = "done" if summary["state"] == "done" else "running"
-    status = Status(state, session.hash, session.fingerprint, exit_code=0 if state == "done" else None)
-    write_status(session.folder, status)
-
-
-def on_first_rank(ranks: Ranks, work: Callable[[], T], share: bool = True) -> T:
-    """Result of work, done by rank 0 while the others wait; its error is raised on every rank, so that none is left waiting.
-
-    share=False: the result is not sent (it may be large); other ranks get None.
-    """
-    value, error = None, None
-    if ranks.rank == 0:
-        try:
-            value = work()
-        except (MmexpertError, OSError) as raised:
-            error = raised
-    shared, error = ranks.gather_objects((value if share else None, error))[0]
-    if error is not None:
-        raise error
-    return shared if share else value

@@ -47,13 +47,14 @@ class RecordDataset(Dataset):
     tokenizer, no device, no global random state.
 
     records: any order; sorted by id here. positives: instance | text | label | group. hard_kinds: kinds of hard captions.
-    together: ids that a training batch must keep side by side (pairs), or None.
-    balance: data.balance.BalanceSettings of a set with classes, or None.
+    together: ids that a training batch must keep side by side (pairs), or None. balance: data.balance.BalanceSettings of a set with
+    classes, or None. merged: classes that a run has made one (`other`).
     """
 
     hard_kinds: tuple[str, ...] = ()
     together: list[tuple[str, ...]] | None = None
     balance: Any = None
+    merged: tuple[str, ...] = ()
 
     def __init__(self, name: str, records: Iterable[Record], positives: str, classes: ClassTable | None = None) -> None:
         self.name = name
@@ -61,6 +62,7 @@ class RecordDataset(Dataset):
         self.classes = classes
         self.exclusions = Exclusions()
         check_unique(self.records, name)
+        self.positives = positives
         self.keys = positive_keys(self.records, positives)
 
     def __len__(self) -> int:

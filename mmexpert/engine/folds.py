@@ -4,70 +4,20 @@ Splits are over groups (patients, sessions): rows of one group know each other.
 """
 
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
 from mmexpert.data.records import Record, RecordDataset
-from mmexpert.engine.splitting import Splitter, check_cover, check_repeats, cut, folds_of, own_parts, small_classes
+from mmexpert.engine.cv_settings import CvSettings
+from mmexpert.engine.given_folds import read_given
+from mmexpert.engine.splitting import check_cover, check_repeats, cut, folds_of, own_parts, small_classes
 from mmexpert.types import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 PARTS = ("train", "valid", "test")
-
-
-@dataclass(frozen=True)
-class CvSettings:
-    """splitter: None (the data set's own parts, else a grouped cut by fractions), or what makes a scikit-learn splitter.
-
-    seed: of the splits; repeat r has seed + r - 1. inner_val: share of the training part that chooses the checkpoint. selection:
-    inner | last (epoch) | outer (the test part chooses: optimistic, and stamped so). fold: None, a number from 1, or a list.
-    small_classes: error | skip | allow. headline: a metric's name, None = balanced_acc with classes, else the monitored one.
-    """
-
-    method: str
-    splitter: Splitter | None
-    n_splits: int
-    n_repeats: int
-    seed: int
-    inner_val: float
-    selection: str
-    fold: int | list[int] | None
-    fractions: list[float] | None
-    small_classes: str
-    same_init: bool
-    headline: str | None
-
-    def __post_init__(self) -> None:
-        if self.selection not in ("inner", "last", "outer"):
-            raise ConfigError(f"cv.selection={self.selection}: choose inner, last or outer")
-        if self.small_classes not in ("error", "skip", "allow"):
-            raise ConfigError(f"cv.small_classes={self.small_classes}: choose error, skip or allow")
-        if not 0 <= self.inner_val < 1 or self.seed < 0:
-            raise ConfigError(f"cv.inner_val={self.inner_val} is a share, 0 to below 1; cv.seed={self.seed} is 0 or above")
-        self._check_single() if self.splitter is None else self._check_folds()
-
-    def _check_single(self) -> None:
-        shares = self.fractions or []
-        if len(shares) != 3 or abs(sum(shares) - 1) > 1e-6 or min(shares) < 0 or shares[0] == 0:
-            raise ConfigError(f"cv.fractions={self.fractions}: shares of train (above 0), valid and test whose sum is 1")
-        given = {"n_splits": 1, "n_repeats": 1, "fold": None, "small_classes": "error", "same_init": False, "headline": None}
-        for key, only in given.items():  # nothing is accepted and ignored
-            if getattr(self, key) != only:
-                raise ConfigError(f"cv.{key}={getattr(self, key)}: cv={self.method} makes no folds; choose cv=group or cv=stratified_group")
-        if self.selection == "outer":
-            raise ConfigError(f"cv.selection=outer needs folds; with cv={self.method} choose inner or last")
-
-    def _check_folds(self) -> None:
-        if self.n_splits < 2 or self.n_repeats < 1:
-            raise ConfigError(f"cv.n_splits={self.n_splits} is 2 or more, cv.n_repeats={self.n_repeats} is 1 or more")
-        if self.fractions is not None:
-            raise ConfigError(f"cv.fractions={self.fractions}: shares belong to cv=none; with cv={self.method} set cv.n_splits")
-        if self.selection == "inner" and self.inner_val == 0:
-            raise ConfigError("cv.inner_val=0 leaves nothing that chooses the checkpoint: set cv.selection=last, or a share above 0")
-        if self.selection == "outer" and self.inner_val > 0:
-            raise ConfigError(f"cv.selection=outer has no inner part: set cv.inner_val=0 (it is {self.inner_val})")
 
 
 @dataclass(frozen=True)
@@ -94,7 +44,7 @@ def make_folds(dataset: RecordDataset, settings: CvSettings) -> list[Fold]:
     """All folds of a run, checked. Raises DataError or ConfigError with counts and names."""
     records = dataset.records  # sorted by id: folds depend on no file order
     folds = [_single(records, settings)] if settings.splitter is None else _cross(records, dataset, settings)
-    check_folds(folds, dataset)
+    check_folds(folds, dataset, settings.over)
     return folds
 
 
@@ -116,9 +66,14 @@ def fold_seed(seed: int, fold: Fold, same_init: bool) -> int:
     return int(np.random.SeedSequence(seed, spawn_key=(fold.repeat, fold.number)).generate_state(1)[0])
 
 
-def check_folds(folds: list[Fold], dataset: RecordDataset) -> None:
-    """Parts are disjoint in ids and groups, none is empty that is needed, every class of the run is trained on. Raises DataError."""
-    records = {record.id: record for record in dataset.records}
+def check_folds(folds: list[Fold], dataset: RecordDataset, over: str = "groups") -> None:
+    """Parts are disjoint in ids and groups, none is empty that is needed, every class of the run is trained on. Raises DataError.
+
+    over=rows: groups that straddle are a warning with their names.
+    """
+    records = {record.id: record for record in _units(dataset.records, over)}
+    if over == "rows":
+        _warn_of_shared(folds, {record.id: record.group for record in dataset.records})
     used = {records[sample].label for fold in folds for part in (*PARTS, "external") for sample in getattr(fold, part)}
     for fold in folds:
         _check_parts(fold, records)
@@ -160,42 +115,106 @@ def _single(records: list[Record], settings: CvSettings) -> Fold:
 
 def _cross(records: list[Record], dataset: RecordDataset, settings: CvSettings) -> list[Fold]:
     """Own train and valid parts are put together; an own test part stays outside all folds."""
-    kept = _without_small_classes(records, dataset, settings)
-    external, rows = _ids(record for record in kept if record.split == "test"), [record for record in kept if record.split != "test"]
-    folds: list[Fold] = []
-    for repeat in range(1, settings.n_repeats + 1):
-        seed = settings.seed + repeat - 1
-        remedy = "use fewer folds (cv.n_splits), or a finer dataset.group"
-        for train, test in folds_of(rows, settings.splitter, settings.n_splits, seed, remedy):
-            valid = test if settings.selection == "outer" else []
-            if settings.inner_val > 0:
-                train, valid = cut(
-                    train, settings.inner_val, settings.splitter, seed, "set cv.inner_val to a larger share, or use fewer folds"
-                )
-            folds.append(Fold(len(folds) + 1, repeat, _ids(train), _ids(valid), _ids(test), external))
+    kept = _units(_without_small_classes(records, dataset, settings), settings.over)
+    if dataset.classes is None and settings.method.startswith("stratified"):
+        log.warning("cv=%s: the records have no labels to spread evenly; the folds are those of groups or rows alone", settings.method)
+    external = _ids(record for record in kept if record.split == "test")
+    if settings.file is not None:
+        named = {sample for entry in read_given(Path(settings.file)) for part in PARTS for sample in entry[part]}
+        external = [sample for sample in external if sample not in named]
+    outside = set(external)
+    rows = [record for record in kept if record.id not in outside]
+    folds = [
+        _fold(number, repeat, parts, external, settings)
+        for number, (repeat, *parts) in enumerate(_given(rows, settings) if settings.file is not None else _split(rows, settings), 1)
+    ]
     tests = [(fold.repeat, fold.test) for fold in folds]
     check_cover(tests, _ids(rows))
     check_repeats(tests)
     return folds
 
 
+def _split(rows: list[Record], settings: CvSettings) -> Iterator[tuple[int, list[Record], list[Record], list[Record]]]:
+    """(repeat, train, nothing, test) of each fold of the splitter; one a group in the order of their names where n_splits is None."""
+    groups = len({record.group for record in rows})
+    if settings.n_splits is None and groups > settings.max_folds:
+        raise ConfigError(f"cv={settings.method}: {groups} groups are more folds than cv.max_folds={settings.max_folds}; choose cv=group")
+    for repeat in range(1, settings.n_repeats + 1):
+        remedy = "use fewer folds (cv.n_splits), or a finer dataset.group"
+        pairs = folds_of(rows, settings.splitter, settings.n_splits or max(2, groups), settings.seed + repeat - 1, remedy)
+        for train, test in pairs if settings.n_splits else sorted(pairs, key=lambda pair: pair[1][0].group):
+            yield repeat, train, [], test
+
+
+def _given(rows: list[Record], settings: CvSettings) -> Iterator[tuple[int, list[Record], list[Record], list[Record]]]:
+    """(repeat, train, valid, test) of each fold of cv.file; rows of small classes that leave the run leave its parts too."""
+    entries, known = read_given(Path(settings.file)), {record.id: record for record in rows}
+    left_out = settings.small_classes == "skip"
+    if len(entries) > settings.max_folds:
+        raise ConfigError(f"cv.file={settings.file}: {len(entries)} folds are more than cv.max_folds={settings.max_folds}")
+    for number, entry in enumerate(entries, 1):
+        for part in PARTS:
+            unknown = [] if left_out else [sample for sample in entry[part] if sample not in known]
+            if unknown:
+                raise DataError(
+                    f"cv.file={settings.file}, fold {number}: {len(unknown)} of {len(entry[part])} ids of {part} are no records of this "
+                    f"data set, the first is {unknown[0]!r}, a record is {rows[0].id!r}: correct the file, or the dataset"
+                )
+        yield entry["repeat"], *([known[sample] for sample in entry[part] if sample in known] for part in PARTS)
+
+
+def _fold(number: int, repeat: int, parts: list[list[Record]], external: list[str], settings: CvSettings) -> Fold:
+    train, valid, test = parts
+    if settings.selection == "outer":
+        if valid and _ids(valid) != _ids(test):
+            raise ConfigError(f"cv.selection=outer: cv.file={settings.file} has valid parts of its own; choose cv.selection=inner")
+        valid = test
+    elif settings.inner_val > 0 and not valid:
+        remedy = "set cv.inner_val to a larger share, or use fewer folds"
+        train, valid = cut(train, settings.inner_val, settings.splitter, settings.seed + repeat - 1, remedy)
+    return Fold(number, repeat, _ids(train), _ids(valid), _ids(test), external)
+
+
+def _units(records: list[Record], over: str) -> list[Record]:
+    """The records, each a group of its own where folds are over rows."""
+    return [replace(record, group=record.id) for record in records] if over == "rows" else records
+
+
+def _warn_of_shared(folds: list[Fold], group_of: dict[str, str]) -> None:
+    for fold in folds:
+        ids, tested = set(fold.test), {group_of[sample] for sample in fold.test}
+        shared = sorted(tested & {group_of[sample] for sample in [*fold.train, *fold.valid] if sample not in ids})
+        if shared:
+            names = ", ".join(shared[:5]) + (", ..." if len(shared) > 5 else "")
+            log.warning(
+                "fold %d: %d of the %d groups of the test part are trained on too (%s): rows of one group know each other, so the "
+                "figures are too good; choose cv=group or cv=stratified_group", fold.number, len(shared), len(tested), names,
+            )  # fmt: skip
+
+
 def _without_small_classes(records: list[Record], dataset: RecordDataset, settings: CvSettings) -> list[Record]:
     if dataset.classes is None:
         return records
-    small = small_classes([record for record in records if record.split != "test"], dataset.classes.names, settings.n_splits)
+    small = classes_below(records, dataset, settings)
     if not small:
         return records
-    if settings.small_classes == "error":
+    if settings.small_classes in ("error", "merge"):
         raise DataError(
-            f"cv.n_splits={settings.n_splits}, but these classes have fewer groups: {small}: use fewer folds, or cv.small_classes=skip "
-            "(their rows leave the run) or allow (folds without them)"
+            f"cv.n_splits={settings.n_splits}, but these classes have fewer {settings.over}: {small}: use fewer folds, or "
+            "cv.small_classes=merge (one class `other`), skip (their rows leave the run) or allow (folds without them)"
         )
     if settings.small_classes == "allow":
-        log.warning("cv.small_classes=allow: fewer groups than folds in %s; some test parts lack these classes", small)
+        log.warning("cv.small_classes=allow: fewer %s than folds in %s; some test parts lack these classes", settings.over, small)
         return records
     kept = [record for record in records if dataset.classes.names[record.label] not in small]
     log.warning("cv.small_classes=skip: %d rows leave the run, listed in folds_info.json: %s", len(records) - len(kept), small)
     return kept
+
+
+def classes_below(records: list[Record], dataset: RecordDataset, settings: CvSettings) -> dict[str, int]:
+    """Groups (or rows) of each class that has fewer than there are folds; fewer than 2 where a fold is a group or comes from a file."""
+    rows = _units([record for record in records if settings.file is not None or record.split != "test"], settings.over)
+    return small_classes(rows, dataset.classes.names, settings.n_splits or 2)
 
 
 def _ids(records: Iterable[Record]) -> list[str]:

@@ -7,11 +7,12 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mmexpert.data.records import Record, RecordDataset
-from mmexpert.engine.files import fsync_path, strict_json
+from mmexpert.engine.files import fsync_path, strict_json, write_atomic
 from mmexpert.engine.folds import PARTS, CvSettings, Fold, check_folds, make_folds
 from mmexpert.types import RunFolderError, StorageError
 
@@ -33,8 +34,14 @@ def settle_folds(folder: Path, dataset: RecordDataset, settings: CvSettings) -> 
     stored = read_folds_info(path)
     _compare(path, stored, folds_info(dataset, settings, []))
     folds = stored_folds(stored)
-    check_folds(folds, dataset)
+    check_folds(folds, dataset, settings.over)
     return folds
+
+
+def write_class_table(folder: Path, dataset: RecordDataset) -> None:
+    """classes.json of a run: names in label order, texts, rows; nothing where there are no classes. Raises StorageError."""
+    if dataset.classes is not None:
+        write_atomic(folder / "classes.json", strict_json(asdict(dataset.classes), indent=1))
 
 
 def read_folds_info(path: Path) -> dict[str, Any]:
@@ -90,6 +97,7 @@ def folds_info(dataset: RecordDataset, settings: CvSettings, folds: list[Fold]) 
         },
         **{key: getattr(settings, key) for key in _MUST_AGREE},
         "external": external,
+        "merged": list(dataset.merged),  # class names that cv.small_classes=merge made one class `other`
         "left_out": sorted(records.keys() - placed),  # of small classes
         "folds": [
             {

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
-from mmexpert.types import ConfigError, ProcessError
+from mmexpert.types import ConfigError, MmexpertError, ProcessError
 
 if TYPE_CHECKING:
     from mmexpert.engine.checkpoint import Checkpoints
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mmexpert.engine.tracking import Tracker
     from mmexpert.engine.watch import Watch
 
+T = TypeVar("T")
 _RANK_STRIDE = 1000003  # a prime far above any number of ranks, so that rank r of seed s is no rank of seed s + 1
 
 
@@ -148,3 +150,20 @@ def seed_all(seed: int) -> None:
 def seed_rank(seed: int, rank: int) -> None:
     """Gives each rank a stream of its own after the weights are made, so that dropout differs."""
     seed_all(seed + _RANK_STRIDE * (rank + 1))
+
+
+def on_first_rank(ranks: Ranks, work: Callable[[], T], share: bool = True) -> T:
+    """Result of work, done by rank 0 while the others wait; its error is raised on every rank, so that none is left waiting.
+
+    share=False: the result is not sent (it may be large); other ranks get None.
+    """
+    value, error = None, None
+    if ranks.rank == 0:
+        try:
+            value = work()
+        except (MmexpertError, OSError) as raised:
+            error = raised
+    shared, error = ranks.gather_objects((value if share else None, error))[0]
+    if error is not None:
+        raise error
+    return shared if share else value

@@ -27,6 +27,7 @@ def folds_of(records: Sequence[Record], splitter: Splitter, n_splits: int, seed:
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise DataError(f"{n_splits} parts need {n_splits} groups or more, there are {len(names)} ({shown}): {remedy}")
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The groups parameter is ignored")  # folds over rows: check_folds names the groups
         warnings.filterwarnings("ignore", message="The least populated class")  # small_classes counts groups, and refuses or says so
         try:
             splits = list(splitter(n_splits=n_splits, random_state=seed).split(np.zeros(len(rows)), [r.label for r in rows], groups))

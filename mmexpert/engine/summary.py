@@ -47,7 +47,7 @@ def aggregate(folder: Path) -> dict[str, Any]:
         "pooled": pooled,
         "external": {"rows": len(info["external"])},
         "warnings": _warnings(info, config, statuses, entries) + said,
-        "config": config | {"cv": {key: value for key, value in config["cv"].items() if key != "fold"}},  # a job per fold: one summary
+        "config": config | {"cv": {key: value for key, value in config["cv"].items() if key not in ("fold", "workers")}},  # one summary
         "environment": _environment(folder),
     }
     files = {"cv_summary.json": strict_json(summary, indent=1), "cv_summary.md": summary_table(summary)} | tables
@@ -155,6 +155,10 @@ def _warnings(info: dict[str, Any], config: dict[str, Any], statuses: dict[int, 
     }
     if open_folds:
         said.append("partial: " + ", ".join(f"fold {number} {state}" for number, state in open_folds.items()))
+    if config["cv"].get("over") == "rows" and info["dataset"]["groups"] < info["dataset"]["rows"]:
+        said.append(f"cv={info['method']} splits rows: groups of several rows are on both sides, which makes the figures too good")
+    if info.get("merged"):
+        said.append(f"small classes are one class `other` (cv.small_classes=merge): {', '.join(info['merged'])}")
     if info["left_out"]:
         said.append(f"{len(info['left_out'])} rows of small classes are not in this run (cv.small_classes=skip); {FILE} lists them")
     if info["external"]:

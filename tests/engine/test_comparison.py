@@ -31,7 +31,22 @@ def finished(folder, wrong=(), seed=0, rows=2, selection="last", classes=True, s
     folder.mkdir()
     data = dataset(rows=rows)
     settings = CvSettings(
-        "group", functools.partial(GroupKFold, shuffle=True), 5, 1, seed, 0.0, selection, None, None, "error", False, None
+        "group",
+        functools.partial(GroupKFold, shuffle=True),
+        5,
+        1,
+        seed,
+        0.0,
+        selection,
+        None,
+        None,
+        "error",
+        False,
+        None,
+        "groups",
+        50,
+        None,
+        1,
     )
     content = {"config": {"cv": {"selection": selection, "headline": None}, "trainer": {"monitor": "valid/acc"}}}
     (folder / "config.json").write_text(json.dumps(content))

@@ -22,6 +22,7 @@ GROUPED = functools.partial(GroupKFold, shuffle=True)
 FOLDS = {
     "method": "stratified_group", "splitter": STRATIFIED, "n_splits": 5, "n_repeats": 1, "seed": 42, "inner_val": 0.15,
     "selection": "inner", "fold": None, "fractions": None, "small_classes": "error", "same_init": False, "headline": None,
+    "over": "groups", "max_folds": 50, "file": None, "workers": 1,
 }  # fmt: skip
 NONE = FOLDS | {"method": "none", "splitter": None, "n_splits": 1, "fractions": [0.7, 0.15, 0.15]}
 
@@ -192,7 +193,7 @@ def test_a_set_without_parts_is_cut_by_the_fractions(fractions):
     "changed, message",
     [
         ({"selection": "best"}, "cv.selection=best: choose inner, last or outer"),
-        ({"small_classes": "merge"}, "choose error, skip or allow"),
+        ({"small_classes": "drop"}, "choose error, merge, skip or allow"),
         ({"inner_val": 0}, "set cv.selection=last, or a share above 0"),
         ({"inner_val": 1.5}, "is a share, 0 to below 1"),
         ({"selection": "outer"}, "cv.selection=outer has no inner part"),
@@ -411,12 +412,15 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path):
         settle_folds(tmp_path / "absent", dataset(grouped(), "ab"), settings())
 
 
-@pytest.mark.parametrize("method", ["none", "group", "stratified_group"])
-def test_every_yaml_of_the_group_makes_folds(method):
+@pytest.mark.parametrize(
+    "method, count",
+    [("none", 1), ("group", 5), ("stratified_group", 5), ("kfold", 5), ("stratified", 5), ("repeated", 15), ("leave_one_group_out", 40)],
+)
+def test_every_yaml_of_the_group_makes_folds(method, count):
     from mmexpert.command_line import composed
     from mmexpert.config import check, instantiate
 
     plain = check(composed(f"cv={method}"))
     chosen = instantiate(plain["cv"], "cv")
     folds = make_folds(dataset(grouped(groups=40), "ab"), chosen)
-    assert chosen.method == method and len(folds) == (1 if method == "none" else 5)
+    assert chosen.method == method and len(folds) == count

@@ -1,0 +1,121 @@
+"""The folds of a run in turn, or in processes of their own: each locked while it trains, summed up when none is left."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mmexpert.engine.console import fold_table
+from mmexpert.engine.files import write_atomic
+from mmexpert.engine.folds import Fold, chosen_folds
+from mmexpert.engine.folds_file import write_class_table
+from mmexpert.engine.lock import RunLock
+from mmexpert.engine.report import write_report
+from mmexpert.engine.results import read_json
+from mmexpert.engine.runtime import Ranks, on_first_rank
+from mmexpert.engine.status import Status, read_status, write_status
+from mmexpert.engine.summary import aggregate
+from mmexpert.fold_workers import Failures, run_workers, worker_count
+from mmexpert.session import Session
+from mmexpert.types import RunFolderError
+
+log = logging.getLogger(__name__)
+Train = Callable[[Session, Fold, int, Any], float | None]
+"""train(session, fold, number of folds, accelerator) -> best monitored value"""
+
+
+def run_folds(session: Session, folds: Sequence[Fold], accelerator: Any, train: Train, restart: Callable[[], Any]) -> float | None:
+    """Trains the chosen folds that are neither finished nor held by another process; returns the mean of their best monitored values.
+
+    restart: makes the Accelerator of the next fold. A failed fold does not stop the others (with one process): its error is raised at
+    the end. Raises RunFolderError where cv.fold is one number and that fold is held.
+    """
+    ranks = Ranks(accelerator)
+    on_first_rank(ranks, lambda: _begin(session))
+    wanted = chosen_folds(list(folds), session.cv)
+    workers = worker_count(session.cv.workers, session.cfg["trainer"]["device"])
+    failed: Failures = {}
+    if workers > 1:
+        failed = run_workers(session, [fold.number for fold in wanted if _best_value(session, fold) is None], workers)
+    else:
+        for fold in wanted:
+            if _done(session, fold):
+                log.info("fold %d is finished", fold.number)
+                continue
+            error = _locked_fold(session, fold, len(folds), accelerator, train)
+            if error is not None:
+                failed[fold.number] = error
+            accelerator = restart()  # one a fold: prepared models of a finished one would stay registered
+    on_first_rank(ranks, lambda: finish_folds(session))
+    on_first_rank(ranks, lambda: write_report(session.folder))
+    if failed:
+        log.error("failed: %s", "; ".join(f"fold {number}: {type(error).__name__}: {error}" for number, error in failed.items()))
+        raise next(iter(failed.values()))
+    values = [value for fold in wanted if (value := _best_value(session, fold)) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _locked_fold(session: Session, fold: Fold, count: int, accelerator: Any, train: Train) -> Exception | None:
+    """Trains a fold under its lock; skips it where another process holds that. Returns the error of a failed fold."""
+    ranks, lock = Ranks(accelerator), RunLock(session.folder / f"fold_{fold.number}")
+    taken = on_first_rank(ranks, lambda: _taken(lock))
+    if taken and isinstance(session.cv.fold, int):
+        raise RunFolderError(taken)
+    if taken:
+        log.info("fold %d is left to its holder: %s", fold.number, taken)
+        return None
+    try:
+        train(session, fold, count, accelerator)
+    except Exception as error:
+        if ranks.processes > 1:
+            raise  # the other ranks may be elsewhere in the fold
+        log.error("fold %d failed", fold.number, exc_info=error)
+        return error
+    finally:
+        lock.release()
+    return None
+
+
+def _taken(lock: RunLock) -> str:
+    """Empty where the lock is ours now, else who holds it."""
+    try:
+        lock.acquire()
+    except RunFolderError as error:
+        return str(error)
+    return ""
+
+
+def _begin(session: Session) -> None:
+    write_class_table(session.folder, session.dataset)
+    if read_status(session.folder) is None:  # a killed run must be found by resume=must
+        write_status(session.folder, Status("running", session.hash, session.fingerprint))
+
+
+def _done(session: Session, fold: Fold) -> bool:
+    status = read_status(session.folder / f"fold_{fold.number}")
+    return status is not None and status.state == "done" and status.config_hash == session.hash
+
+
+def _best_value(session: Session, fold: Fold) -> float | None:
+    return read_json(session.folder / f"fold_{fold.number}" / "metrics.json").get("best_value") if _done(session, fold) else None
+
+
+def finish_folds(session: Session) -> None:
+    """The summary over the folds that are done, and the run's status; once more where another process ended a fold meanwhile."""
+    summary = _sum_up(session)
+    while summary["folds_missing"] and any(_ended(session, number) for number in summary["folds_missing"]):
+        summary = _sum_up(session)
+    for line in ["", *fold_table(summary)]:
+        log.info("%s", line)
+
+
+def _ended(session: Session, number: int) -> bool:
+    status = read_status(session.folder / f"fold_{number}")
+    return status is not None and status.state == "done"
+
+
+def _sum_up(session: Session) -> dict[str, Any]:
+    summary = aggregate(session.folder)
+    write_atomic(session.folder / "result.txt", "\n".join(["", *fold_table(summary)]) + "\n")
+    state = "done" if summary["state"] == "done" else "running"
+    write_status(session.folder, Status(state, session.hash, session.fingerprint, exit_code=0 if state == "done" else None))
+    return summary

@@ -1,0 +1,138 @@
+"""cv.workers: folds in processes of their own, one a device, taken from a queue. Each is the same command with cv.fold=K."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from mmexpert.engine.lock import holder
+from mmexpert.engine.status import read_status
+from mmexpert.session import Session
+from mmexpert.types import MmexpertError, ProcessError
+
+log = logging.getLogger(__name__)
+Failures = dict[int, Exception]
+"""Number of a failed fold -> its error, in the order of their ends."""
+_OWN_KEYS = ("cv.workers", "cv.fold", "resume", "hydra.run.dir", "trust")
+_POLL_S = 0.2
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_FOLDER_CODE = 4  # exit code of a fold that another process took first
+
+
+def worker_count(wanted: int | str, device: str) -> int:
+    """Processes that cv.workers asks for; auto is one a GPU, on the CPU one. More than there are devices (or cores) is warned of."""
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    devices = len(_devices()) if on_gpu else 1
+    if wanted == "auto":
+        return devices
+    limit, what = (devices, "GPUs") if on_gpu else (os.cpu_count() or 1, "CPU cores")
+    if int(wanted) > limit:
+        log.warning("cv.workers=%s, but there are %d %s: the folds share them", wanted, limit, what)
+    return int(wanted)
+
+
+def run_workers(session: Session, numbers: Sequence[int], workers: int) -> Failures:
+    """Trains the folds of these numbers, so many at a time; returns those that failed. A stop signal goes on to all and is SystemExit."""
+    queue, places = list(numbers), list(range(min(workers, len(numbers))))
+    running: dict[int, tuple[subprocess.Popen, int]] = {}
+    failed: Failures = {}
+    with _forwarded(running) as stopped:
+        while running or (queue and not stopped):
+            while queue and places and not stopped:
+                number = queue.pop(0)
+                if owner := holder(session.folder / f"fold_{number}"):
+                    log.info("fold %d is left to its holder, process %s on %s", number, owner.get("pid"), owner.get("host"))
+                    continue
+                place = places.pop(0)
+                running[number] = (_start(session, number, place, workers), place)
+                log.info("fold %d: process %d, log in fold_%d/log.txt", number, running[number][0].pid, number)
+            for number, (process, place) in list(running.items()):
+                if (code := process.poll()) is None:
+                    continue
+                del running[number]
+                places.append(place)
+                log.info("fold %d: ended with code %d", number, code)
+                if code and not (code == _FOLDER_CODE and holder(session.folder / f"fold_{number}")) and not stopped:
+                    failed[number] = _error(session.folder / f"fold_{number}", number, code)
+            time.sleep(_POLL_S if running else 0)
+    if stopped:
+        raise SystemExit(128 + stopped[0])
+    return failed
+
+
+def worker_command(session: Session, number: int) -> list[str]:
+    """The run's command for one fold alone, into the same folder."""
+    kept = [override for override in session.overrides if override.partition("=")[0].lstrip("+~") not in _OWN_KEYS]
+    folder = str(session.folder.resolve()).replace("\\", "\\\\").replace("'", "\\'")
+    trust = [f"trust=[{','.join(session.trust)}]"] if session.trust else []
+    return [sys.executable, "-m", "mmexpert.train", *kept, f"cv.fold={number}", "cv.workers=1", f"hydra.run.dir='{folder}'", *trust]
+
+
+def worker_environment(on_gpu: bool, place: int, workers: int) -> dict[str, str]:
+    """The environment of the process at a place 0..: one entry of CUDA_VISIBLE_DEVICES, or its share of the cores."""
+    environment = dict(os.environ)
+    if on_gpu:
+        devices = _devices()
+        environment["CUDA_VISIBLE_DEVICES"] = devices[place % len(devices)]
+    else:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    return environment
+
+
+def _start(session: Session, number: int, place: int, workers: int) -> subprocess.Popen:
+    folder = session.folder / f"fold_{number}"
+    folder.mkdir(parents=True, exist_ok=True)
+    on_gpu = session.cfg["trainer"]["device"] != "cpu" and torch.cuda.is_available()
+    with open(folder / "log.txt", "ab") as output:
+        return subprocess.Popen(
+            worker_command(session, number),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=worker_environment(on_gpu, place, workers),
+            start_new_session=True,  # Ctrl-C reaches them through _forwarded alone, once: a second one would end them unsaved
+        )
+
+
+@contextmanager
+def _forwarded(running: dict[int, tuple[subprocess.Popen, int]]) -> Iterator[list[int]]:
+    """Passes stop signals on to the processes; the list holds the first signal."""
+    stopped: list[int] = []
+
+    def forward(number: int, _: object) -> None:
+        stopped.append(number)
+        for process, _ in running.values():
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in _SIGNALS}
+    try:
+        yield stopped
+    except BaseException:
+        for process, _ in running.values():
+            process.terminate()
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _error(folder: Path, number: int, code: int) -> Exception:
+    """An error with the process's exit code and what the fold's status says."""
+    kind = next((kind for kind in MmexpertError.__subclasses__() if kind.exit_code == code), ProcessError)
+    status = read_status(folder)
+    told = (status.error or {}).get("message") if status is not None else None
+    return kind(f"fold {number} ended with code {code}{': ' + told if told else ''}; see {folder / 'log.txt'}")
+
+
+def _devices() -> list[str]:
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given:
+        return [name.strip() for name in given.split(",") if name.strip()]
+    return [str(number) for number in range(torch.cuda.device_count())] or ["0"]
