@@ -44,6 +44,10 @@ def test_unique_class_batches_hold_no_class_twice():
 
 
 def test_how_many_classes_share_a_batch():
-    assert distinct_classes("balanced", 32, 8) == 8 and distinct_classes("balanced", 32, 5) == 4 and distinct_classes("unique_class", 4, 8) == 4
+    assert (
+        distinct_classes("balanced", 32, 8) == 8
+        and distinct_classes("balanced", 32, 5) == 4
+        and distinct_classes("unique_class", 4, 8) == 4
+    )
     with pytest.raises(ConfigError, match="batch of 32 has more rows than the 8 classes"):
         distinct_classes("unique_class", 32, 8)
