@@ -36,8 +36,10 @@ def application() -> None:
         sys.stdout.write(__doc__)
         return
     overrides = sys.argv[1:]
-    plain = OmegaConf.to_container(composed(*overrides, name="check_data"), resolve=True, throw_on_missing=True)
-    name, findings = check_config(plain["dataset"], tuple(trust_list), plain["least_groups"])
+    cfg = composed(*overrides, name="check_data")
+    # of the rest nothing is resolved: the default towers refer to keys that only radar sets have
+    node = OmegaConf.to_container(cfg.dataset, resolve=True, throw_on_missing=True)
+    name, findings = check_config(node, tuple(trust_list), cfg.least_groups)
     counts = Counter(finding.severity for finding in findings)
     for finding in findings[:_SHOWN]:
         log.info("%s %s: %s", finding.severity, finding.code, finding.advice)
@@ -45,8 +47,8 @@ def application() -> None:
         log.info("and %d more", len(findings) - _SHOWN)
     path = FOLDER / f"{name}.csv"
     verdict = f"errors: {counts['error']}, warnings: {counts['warning']}, listed in {path}"
-    if counts["error"] or (plain["strict"] and counts["warning"]):
-        raise DataError(f"{verdict}: mend them" + (" (strict=true: warnings too)" if plain["strict"] else ""))
+    if counts["error"] or (cfg.strict and counts["warning"]):
+        raise DataError(f"{verdict}: mend them" + (" (strict=true: warnings too)" if cfg.strict else ""))
     log.info("%s", verdict)
 
 

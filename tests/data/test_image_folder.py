@@ -287,6 +287,13 @@ def test_skipping_leaves_the_faulty_rows_out_and_lists_them(build, tabled):
     assert dataset.findings[0].code == "empty_file"
 
 
+def test_where_skipping_leaves_one_class_the_faults_are_named(build, tabled):
+    for path in (tabled / "loose").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="4 faults\n.*P1_0.png.*the file is empty"):
+        build("image_folder", root=tabled, on_error="skip", **TINY)
+
+
 def test_the_deep_check_finds_what_headers_do_not_tell(build, tabled):
     path = tabled / "loose" / "P1_1.png"
     data = bytearray(path.read_bytes())

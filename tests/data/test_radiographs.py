@@ -225,7 +225,7 @@ def test_without_pydicom_the_error_says_how_to_install_it(tmp_path, monkeypatch)
         decode(tmp_path / "film.dcm", "r")
 
 
-LETTER_R = np.array([[int(dot) for dot in row] for row in "11110 10001 10001 11110 10100 10010 10001".split()], np.float32)
+LETTER_R = np.array([[int(dot) for dot in row] for row in ["11110", "10001", "10001", "11110", "10100", "10010", "10001"]], np.float32)
 
 
 def film_with_letter(side=64):
