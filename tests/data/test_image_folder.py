@@ -181,9 +181,11 @@ def test_equal_bytes_in_two_groups_are_an_error_or_one_group(build, root):
 
 
 def test_merging_joins_groups_over_several_steps(build, root):
-    for source, copy in (("fixed/P0_0", "fixed/P2_5"), ("fixed/P2_0", "fixed/P8_0")):
-        (root / f"{copy}.png").write_bytes((root / f"{source}.png").read_bytes())
-    merged = build("image_folder", root=root, duplicates="merge", group_from=r"^(P\d+)_", **TINY)
+    for source, first, second in (("P0_0", "A1_P2", "A2_P4"), ("P2_0", "B1_P0", "B2_P2")):  # P4 to P2, then P2 to P0
+        for copy in (first, second):
+            (root / "fixed" / f"{copy}.png").write_bytes((root / "fixed" / f"{source}.png").read_bytes())
+        (root / "fixed" / f"{source}.png").unlink()
+    merged = build("image_folder", root=root, duplicates="merge", group_from=r"(P\d+)", **TINY)
     assert Counter(r.group for r in merged.records) == {"P0": 6, "P1": 2, "P3": 2}
 
 
