@@ -180,6 +180,12 @@ def test_equal_bytes_in_two_groups_are_an_error_or_one_group(build, root):
             build("image_folder", root=root, duplicates=kind, **pattern)
 
 
+def test_skipping_leaves_out_both_films_of_equal_bytes_and_two_labels(build, root):
+    (root / "loose" / "P9_1.png").write_bytes((root / "fixed" / "P0_1.png").read_bytes())
+    skipped = build("image_folder", root=root, on_error="skip", group_column=None, **TINY)
+    assert len(skipped) == 7 and {record for _, record, _ in skipped.exclusions.dropped} == {"fixed/P0_1.png", "loose/P9_1.png"}
+
+
 def test_merging_joins_groups_over_several_steps(build, root):
     for source, first, second in (("P0_0", "A1_P2", "A2_P4"), ("P2_0", "B1_P0", "B2_P2")):  # P4 to P2, then P2 to P0
         for copy in (first, second):
