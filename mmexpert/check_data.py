@@ -68,7 +68,13 @@ def check_config(node: dict[str, Any], trust: Sequence[str], least_groups: int) 
         findings = [each.finding() for each in faults]
         write_findings(name, node["_target_"], findings, 0)
         return name, findings
-    return dataset.fingerprint(), check_dataset(dataset, least_groups)
+    findings = check_dataset(dataset, least_groups)
+    splits = Counter(record.split or "no split" for record in dataset.records)
+    told = [f"{dataset.name}: {len(dataset.records)} records ({', '.join(f'{n} {split}' for split, n in sorted(splits.items()))})"]
+    told.append(f"{len({record.group for record in dataset.records})} groups")
+    told += [f"{len(dataset.classes.names)} classes"] if dataset.classes is not None else []
+    log.info("%s", ", ".join(told))
+    return dataset.fingerprint(), findings
 
 
 def check_dataset(dataset: "RecordDataset", least_groups: int) -> list["Finding"]:

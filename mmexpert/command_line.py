@@ -116,25 +116,38 @@ def launch(application: Callable[[], object]) -> None:
         trust_list[:] = trusted(arguments)
         sys.argv[1:] = [argument for argument in arguments if not argument.startswith("trust=")]
         application()
+        if table := ended_jobs():
+            sys.stdout.write(table + "\n")
+    except KeyboardInterrupt:
+        _end("interrupted before anything was trained, or a second time: what was saved stays, the same command continues", 130)
     except Exception as error:  # noqa: BLE001  Hydra and OmegaConf have no common base; what is not theirs or ours is raised again
-        if table := failed_jobs():
-            _end(table, SweepError.exit_code)
+        if failed := failed_jobs():
+            _end(
+                f"SweepError: {failed} jobs failed; the same command again runs only what is missing\n{ended_jobs()}", SweepError.exit_code
+            )
         if verbose or describe(error) is None:
             raise
         _end(str(describe(error)), getattr(error, "exit_code", ConfigError.exit_code))
 
 
 def failed_jobs() -> str:
-    """The table of a multirun in which jobs failed; empty where none did."""
-    ended = sys.modules["mmexpert.sweep"].ended if "mmexpert.sweep" in sys.modules else None
-    if ended is None or len(ended.rows) < 2 or not ended.failed():
-        return ""
-    head = f"SweepError: {len(ended.failed())} of {len(ended.rows)} jobs failed; the same command again runs only what is missing"
-    rows = [
+    """How many jobs of a multirun failed, as `1 of 4`; empty where none did."""
+    rows = _ended_rows()
+    failed = sum(state == "failed" for _, state, _ in rows)
+    return f"{failed} of {len(rows)}" if failed else ""
+
+
+def ended_jobs() -> str:
+    """A line a job of a multirun: state, overrides, best monitored value or error; empty for a single run."""
+    return "\n".join(
         f"  {state:6s} | {overrides} | {outcome if state == 'done' else describe(outcome) or repr(outcome)}"
-        for overrides, state, outcome in ended.rows
-    ]
-    return "\n".join([head, *rows])
+        for overrides, state, outcome in _ended_rows()
+    )
+
+
+def _ended_rows() -> list[tuple[str, str, object]]:
+    rows = sys.modules["mmexpert.sweep"].ended.rows if "mmexpert.sweep" in sys.modules else []
+    return rows if len(rows) > 1 else []
 
 
 def describe(error: Exception) -> str | None:
@@ -149,12 +162,15 @@ def hydra_message(error: Exception) -> str | None:
         return None
     text = str(error)
     if match := re.search(r"Could not override '([^']+)'", text):
+        if inner := [group for group in groups() if group.startswith(f"{match[1]}/")]:
+            return f"ConfigError: {match[1]} is no group of its own: choose {', '.join(inner)}"
         return f"ConfigError: {match[1]}: there is no such key{_near_keys(match[1])}"
     if match := re.search(r"Could not find '([^']+)'\n\nAvailable options in '([^']+)':\n((?:\t.*\n?)+)", text):
         group, option = match[2], match[1].rsplit("/", 1)[-1]
         return f"ConfigError: {group}={option}: there is no such option{suggest(option, match[3].split())}"
     if match := re.search(r"could not override '([^']+)'\.\s*No match in the defaults list", text, re.IGNORECASE):
-        return f"ConfigError: {match[1]}: there is no such config group{suggest(match[1], sorted(groups()))}"
+        near = suggest(match[1], sorted(groups()))
+        return f"ConfigError: {match[1]}: there is no such config group{near}"
     return f"ConfigError: {text.strip()}"
 
 

@@ -64,7 +64,9 @@ def stored_run(folder: Path) -> dict[str, Any]:
             stored = json.loads(text)
             if isinstance(stored.get("config"), dict):
                 return stored["config"]
-    raise RunFolderError(f"{folder} holds no run: there is no config.json; run= takes a folder such as outputs/radar/default")
+    there = sorted(str(path.parent) for path in Path("outputs").glob("*/*/config.json"))[:5]
+    known = f"; there are {', '.join(there)}" if there else ""
+    raise RunFolderError(f"{folder} holds no run: there is no config.json in it{known}")
 
 
 def overridden(stored: dict[str, Any], overrides: list[str]) -> dict[str, Any]:

@@ -118,7 +118,9 @@ def load(path: str | Path, device: str = "auto", trust: Sequence[str] = ()) -> L
         (folder for folder in (path / "model", path) if (folder / "model.safetensors").exists() and (folder / "config.json").exists()), None
     )
     if folder is None:
-        raise RunFolderError(f"{path}: no model/ with model.safetensors and config.json; a run writes it at its end")
+        folds = sorted(fold.name for fold in path.glob("fold_*") if (fold / "model").is_dir())
+        of_fold = f"; this run has folds, load one: {path / folds[0]}" if folds else ""
+        raise RunFolderError(f"{path}: no model/ with model.safetensors and config.json; a run writes it at its end{of_fold}")
     return LoadedModel(folder, device, trust)
 
 

@@ -27,14 +27,14 @@ log = logging.getLogger(__name__)
 @hydra.main(version_base="1.3", config_path=CONF_DIR, config_name="train")
 def application(cfg: DictConfig) -> float | None:
     """One job: returns the best value of the first monitored key, for sweepers."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)  # without Hydra's time stamps
     plain = check(cfg)
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     overrides = list(hydra_config.overrides.task)
     status = prepare_folder(folder, plain)
     if plain["dry_run"]:
-        log.info("%s | %s | %s", folder, status.state if status else "absent", " ".join(overrides) or "defaults")
+        log.info("folder %s | state %s | %s", folder, status.state if status else "absent", " ".join(overrides) or "defaults")
         return None
     if status is not None and status.state == "done":
         log.info("finished before: %s", folder)

@@ -106,7 +106,12 @@ class FaultList:
 
     def settle(self) -> None:
         """Raises DataFaults naming the first ten where on_error is stop."""
-        if not self.faults or self.on_error == "skip":
+        if self.on_error == "stop":
+            self.insist()
+
+    def insist(self) -> None:
+        """Raises DataFaults whatever on_error is: what the faults leave can not be used."""
+        if not self.faults:
             return
         lines = [str(fault) for fault in self.faults[:_NAMED]]
         if len(self.faults) > _NAMED:

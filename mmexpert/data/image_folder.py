@@ -217,9 +217,10 @@ class ImageFolder(RecordDataset):
                 usable.append(row)
         usable, digests = check_sums(usable, faults)
         usable = settle_duplicates(usable, self.duplicates, digests, faults)
+        if len({row.label for row in usable}) < 2:
+            faults.insist()  # they are the reason, not the classes
         if not usable:
-            faults.settle()
-            raise DataError(f"dataset.root={self.root}: no image is left of {len(rows)}")
+            raise DataError(f"dataset.root={self.root}: there is no image in it")
         return usable
 
     def _record(self, row: Row, names: tuple[str, ...], prompts: tuple[tuple[str, ...], ...]) -> Record:

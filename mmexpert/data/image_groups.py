@@ -94,6 +94,8 @@ def settle_duplicates(rows: list[Row], kind: str, known: dict[str, str], faults:
         for row in others:
             with faults.catching():
                 if row.label != first.label:
+                    if first.id not in out:  # which label is wrong nobody knows: neither stays under on_error=skip
+                        faults.dropped.append((str(first.path), first.id, f"{row.path} has its bytes under another label"))
                     out |= {first.id, row.id}
                     message = f"{row.path} ({row.label}) has the bytes of {first.path} ({first.label}); one image has one label, remove one"
                     raise row.fault("duplicate_content", message)

@@ -1,6 +1,7 @@
 """From an image file to what a tower sees: decoding, window, resizing, normalisation. Augmentation: augment.py; DICOM: dicom.py.
 
-Letters: C channels (1 or 3), H rows, W columns. 8-bit files become 0..1; deeper ones keep their stored values until the window.
+Letters: C channels (1 or 3), H rows, W columns. 8-bit files become 0..1; deeper ones keep their stored values until the window
+(16-bit colour, which Pillow cuts to 8 bits, is no film).
 """
 
 import hashlib

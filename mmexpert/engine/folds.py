@@ -79,13 +79,13 @@ def check_folds(folds: list[Fold], dataset: RecordDataset, over: str = "groups")
         _check_parts(fold, records)
         if not fold.train or (fold.number and not fold.test):
             counts = ", ".join(f"{len(getattr(fold, part))} {part}" for part in PARTS)
-            raise DataError(f"fold {fold.number}: a part is empty ({counts}): use fewer folds, or other shares")
+            raise DataError(f"{_called(fold)}: a part is empty ({counts}): use fewer folds, or other shares")
         if dataset.classes is not None:
             there = {records[sample].label for sample in fold.train}
             missing = [name for label, name in enumerate(dataset.classes.names) if label in used - there]
             if missing:
                 raise DataError(
-                    f"fold {fold.number}: no training row of the class {', '.join(missing)}: use fewer folds, or leave its rows out "
+                    f"{_called(fold)}: no training row of the class {', '.join(missing)}: use fewer folds, or leave its rows out "
                     "(cv.small_classes=skip)"
                 )
 
@@ -98,7 +98,7 @@ def _check_parts(fold: Fold, records: dict[str, Record]) -> None:
             group = records[sample].group
             if owner.setdefault(group, part) != part:
                 raise DataError(
-                    f"fold {fold.number}: the group {group!r} is in {owner[group]} and in {part} (record {sample}): rows of one group "
+                    f"{_called(fold)}: the group {group!r} is in {owner[group]} and in {part} (record {sample}): rows of one group "
                     "know each other; give the record another split or group"
                 )
 
@@ -219,3 +219,7 @@ def classes_below(records: list[Record], dataset: RecordDataset, settings: CvSet
 
 def _ids(records: Iterable[Record]) -> list[str]:
     return [record.id for record in records]
+
+
+def _called(fold: Fold) -> str:
+    return f"fold {fold.number}" if fold.number else "this run"

@@ -180,10 +180,18 @@ def test_equal_bytes_in_two_groups_are_an_error_or_one_group(build, root):
             build("image_folder", root=root, duplicates=kind, **pattern)
 
 
+def test_skipping_leaves_out_both_films_of_equal_bytes_and_two_labels(build, root):
+    (root / "loose" / "P9_1.png").write_bytes((root / "fixed" / "P0_1.png").read_bytes())
+    skipped = build("image_folder", root=root, on_error="skip", group_column=None, **TINY)
+    assert len(skipped) == 7 and {record for _, record, _ in skipped.exclusions.dropped} == {"fixed/P0_1.png", "loose/P9_1.png"}
+
+
 def test_merging_joins_groups_over_several_steps(build, root):
-    for source, copy in (("fixed/P0_0", "fixed/P2_5"), ("fixed/P2_0", "fixed/P8_0")):
-        (root / f"{copy}.png").write_bytes((root / f"{source}.png").read_bytes())
-    merged = build("image_folder", root=root, duplicates="merge", group_from=r"^(P\d+)_", **TINY)
+    for source, first, second in (("P0_0", "A1_P2", "A2_P4"), ("P2_0", "B1_P0", "B2_P2")):  # P4 to P2, then P2 to P0
+        for copy in (first, second):
+            (root / "fixed" / f"{copy}.png").write_bytes((root / "fixed" / f"{source}.png").read_bytes())
+        (root / "fixed" / f"{source}.png").unlink()
+    merged = build("image_folder", root=root, duplicates="merge", group_from=r"(P\d+)", **TINY)
     assert Counter(r.group for r in merged.records) == {"P0": 6, "P1": 2, "P3": 2}
 
 
@@ -285,6 +293,13 @@ def test_skipping_leaves_the_faulty_rows_out_and_lists_them(build, tabled):
     dataset = build("image_folder", root=tabled, on_error="skip", **TINY)
     assert len(dataset) == 7 and dataset.exclusions.dropped[0][1] == "fixed/P0_1.png"
     assert dataset.findings[0].code == "empty_file"
+
+
+def test_where_skipping_leaves_one_class_the_faults_are_named(build, tabled):
+    for path in (tabled / "loose").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="4 faults\n.*P1_0.png.*the file is empty"):
+        build("image_folder", root=tabled, on_error="skip", **TINY)
 
 
 def test_the_deep_check_finds_what_headers_do_not_tell(build, tabled):
