@@ -130,7 +130,10 @@ def build_optimizer(
     """Optimizer over the parameter groups of all towers, and the rate's schedule, counted in optimizer steps."""
     node = cfg["optimizer"]
     groups = parameter_groups(objective, node["lr"], node.get("weight_decay", 0.0))
-    optimizer = instantiate(node, "optimizer", params=groups)
+    try:
+        optimizer = instantiate(node, "optimizer", params=groups)
+    except ValueError as error:  # torch's word on a number out of range
+        raise ConfigError(f"optimizer: {error}") from error
     total, _ = run_length(cfg, steps_per_epoch)
     given = {"total_steps": total, "steps_per_epoch": steps_per_epoch} if cfg["scheduler"]["_target_"].startswith("mmexpert.") else {}
     return optimizer, instantiate(cfg["scheduler"], "scheduler", optimizer=optimizer, **given)

@@ -99,6 +99,9 @@ CHOICES = {
 }
 
 
+_AT_LEAST_ONE = ("epochs", "max_steps", "batch_size", "eval_batch_size", "accumulation", "keep_last", "log_every", "save_every_steps")
+
+
 def check(cfg: DictConfig) -> dict[str, Any]:
     """The config as plain containers, interpolations resolved, after all checks that need no data and no torch.
 
@@ -109,6 +112,8 @@ def check(cfg: DictConfig) -> dict[str, Any]:
         OmegaConf.merge(OmegaConf.structured(RunKeys), plain)
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error)) from error
+    if missing := next(_missing(plain, ""), None):
+        raise ConfigError(f"{missing} has no value yet: write {missing}=... on the command line")
     unknown = [key for key in plain if key not in {f.name for f in fields(RunKeys)}]
     if unknown:
         raise ConfigError(f"unknown key {unknown[0]!r}{suggest(unknown[0], [f.name for f in fields(RunKeys)])}")
@@ -118,7 +123,18 @@ def check(cfg: DictConfig) -> dict[str, Any]:
             raise ConfigError(f"{key}={value}: choose one of {', '.join(allowed)}")
     if plain["seed"] < 0:
         raise ConfigError(f"seed={plain['seed']}: a seed is 0 or above")
+    for key in _AT_LEAST_ONE:
+        if (value := plain["trainer"][key]) is not None and value < 1:
+            raise ConfigError(f"trainer.{key}={value}: 1 or more")
     return plain
+
+
+def _missing(node: Any, path: str) -> Iterator[str]:
+    """Full keys whose value is `???`."""
+    if node == "???":
+        yield path
+    for key, value in node.items() if isinstance(node, dict) else ():
+        yield from _missing(value, f"{path}.{key}" if path else str(key))
 
 
 def _explain(error: OmegaConfBaseException) -> str:

@@ -22,6 +22,7 @@ from mmexpert.engine.report import write_report
 from mmexpert.engine.results import read_json, versions, write_run_files
 from mmexpert.engine.runtime import LaunchSettings, Ranks, adopt_slurm, launch, on_first_rank, seed_all, seed_rank
 from mmexpert.engine.status import Status, config_hash, read_status, write_status
+from mmexpert.engine.step_folder import newest_position
 from mmexpert.engine.tracking import NAMES
 from mmexpert.fold_runs import run_folds
 from mmexpert.session import Session, load_initial, open_run, start_line
@@ -117,8 +118,10 @@ def train_fold(session: Session, fold: Fold, count: int, accelerator: Any) -> fl
         status.state, status.stopped, status.exit_code = "done", "epochs" if progress.patience_left else "early", 0
         status.epoch, status.step, status.best_epoch = progress.epoch, progress.step, finished.metrics["best_epoch"]
         return finished.best_value
-    except SystemExit as stop:
-        status.state, status.stopped, status.exit_code = "stopped", "signal", stop.code
+    except (SystemExit, KeyboardInterrupt) as stop:
+        status.state, status.stopped, status.exit_code = "stopped", "signal", getattr(stop, "code", 130)
+        status.epoch, status.step = newest_position(folder / "checkpoints") or (status.epoch, status.step)
+        log.info("stopped and saved at step %d: the same command continues", status.step)
         raise
     except Exception as error:
         status.state, status.exit_code = "failed", getattr(error, "exit_code", 1)

@@ -117,6 +117,7 @@ class Checkpoints:
             progress.load(state["progress"])
             self.extra, self.resumed_step = state["extra"], progress.step
             self._restore_rank(folder, state["identity"]["processes"], progress)
+            log.info("resumed at epoch %d, step %d, from %s", progress.epoch + 1, progress.step, folder.name)
         self._best = progress.best
         self._on_first(lambda: self._reconcile(progress))
         return progress

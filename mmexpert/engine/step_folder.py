@@ -226,3 +226,9 @@ def replace(temporary: Path, step: int) -> None:
     fsync_path(home.parent)
     shutil.rmtree(old, ignore_errors=True)
     phase("rename", step)
+
+
+def newest_position(checkpoints: Path) -> tuple[int, int] | None:
+    """(epoch, step) of the newest whole checkpoint, None where there is none."""
+    folder = latest(checkpoints) if checkpoints.is_dir() else None
+    return None if folder is None else (verified(folder)["epoch"], verified(folder)["step"])

@@ -1,4 +1,8 @@
-"""Symmetric contrastive loss (CLIP, arXiv 2103.00020) with any number of positives a row (mean outside the log: SupCon, 2004.11362)."""
+"""Symmetric contrastive loss (CLIP, arXiv 2103.00020) with any number of positives a row (the mean of SupCon, arXiv 2004.11362).
+
+A key says which rows belong together; the data set makes it (dataset.positives). forward takes features and sees all ranks; from_scores
+takes a matrix that somebody else has made (a similarity, an evaluator). A target may be longer than the query: rows of its own.
+"""
 
 import torch
 from torch import Tensor
@@ -40,16 +44,19 @@ class ClipLoss(Loss):
 
     def _terms(self, rows: Tensor, columns: Tensor | None, row_positives: Tensor, column_positives: Tensor) -> dict[str, Tensor]:
         scale = self.logit_scale.exp()
-        there, floor = self._direction(scale * rows, row_positives, "query")
+        there, floor = self.direction(scale * rows, row_positives, "query")
         terms = {"loss_clip": there, "loss_query_to_target": there}
         if columns is not None:
-            back, back_floor = self._direction(scale * columns, column_positives, "target")
+            back, back_floor = self.direction(scale * columns, column_positives, "target")
             terms |= {"loss_clip": (there + back) / 2, "loss_target_to_query": back}
             floor = (floor + back_floor) / 2
         return terms | {"loss_clip_floor": floor, "loss_clip_excess": terms["loss_clip"].detach() - floor}
 
-    def _direction(self, logits: Tensor, positives: Tensor, side: str) -> tuple[Tensor, Tensor]:
-        """Mean loss of the rows, and the least it can be."""
+    def direction(self, logits: Tensor, positives: Tensor, side: str) -> tuple[Tensor, Tensor]:
+        """Mean loss of the rows of logits [R, C], and the least it can be: what every way to this loss goes through.
+
+        side: query or target, for messages.
+        """
         require_positives(positives, side)
         log_share = logits.log_softmax(1)
         count = positives.sum(1)
