@@ -133,6 +133,22 @@ def test_split_writes_the_folds_and_two_workers_train_on_them_what_one_process_t
     assert "Epoch 1" in (run / "fold_2/log.txt").read_text() and json.loads((run / "status.json").read_text())["state"] == "done"
 
 
+def test_windows_of_a_merged_class_keep_prompts_of_that_class(radhar_root):
+    from mmexpert.build import build_dataset
+    from mmexpert.command_line import composed
+    from mmexpert.config import check
+    from mmexpert.engine.class_merge import merge_classes
+
+    dataset = merge_classes(build_dataset(check(composed(*SMALL, PROMPTS, f"dataset.root={radhar_root}"))), ["boxing"])
+    prompts = [(name, text) for name, texts in zip(dataset.classes.names, dataset.classes.texts, strict=True) for text in texts]
+    assert prompts == [("walk", "a person walking"), ("other", "a person boxing"), ("other", "punching")]
+    for epoch in (-1, 0, 1):
+        for record in dataset.records[::5]:
+            sample = dataset.sample(record, epoch, 0)
+            assert prompts[sample["text_index"]][0] == ("other" if record.id.startswith("boxing") else "walk")
+            assert sample["label"] == record.label
+
+
 def test_fewer_groups_than_folds_is_told_before_training(radhar_root, tmp_path):
     ended = train(tmp_path, f"dataset.root={radhar_root}", "cv.n_splits=9", "name=few")
     assert ended.returncode in (2, 3) and "9" in ended.stderr and "Traceback" not in ended.stderr
