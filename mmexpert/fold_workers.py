@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
+from mmexpert.engine.cv_settings import CvSettings
 from mmexpert.engine.lock import holder
 from mmexpert.engine.status import read_status
 from mmexpert.session import Session
-from mmexpert.types import MmexpertError, ProcessError
+from mmexpert.types import ConfigError, MmexpertError, ProcessError
 
 log = logging.getLogger(__name__)
 Failures = dict[int, Exception]
@@ -24,6 +25,12 @@ _OWN_KEYS = ("cv.workers", "cv.fold", "resume", "hydra.run.dir", "trust")
 _POLL_S = 0.2
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _FOLDER_CODE = 4  # exit code of a fold that another process took first
+
+
+def check_workers(settings: CvSettings, processes: int) -> None:
+    """Raises ConfigError where cv.workers meets another way to share out the folds."""
+    if settings.workers != 1 and (processes > 1 or settings.fold is not None):
+        raise ConfigError(f"cv.workers={settings.workers} starts processes of its own: leave out cv.fold, torchrun and accelerate launch")
 
 
 def worker_count(wanted: int | str, device: str) -> int:

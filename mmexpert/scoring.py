@@ -48,6 +48,8 @@ def score_fold(
     status = read_status(folder)
     if checkpoint == "best" and (status is None or status.state != "done"):
         raise RunFolderError(f"{folder} is not finished: say which weights, checkpoint=last or a folder below checkpoints/")
+    if checkpoint == "best" and cfg["cv"]["selection"] == "last":
+        checkpoint = "last"  # what the run reported
     weights = folder / "checkpoints" / checkpoint
     if not weights.exists():
         weights = weights.with_name("last")  # a run without validation has no best

@@ -25,6 +25,7 @@ from mmexpert.engine.status import Status, config_hash, read_status, write_statu
 from mmexpert.engine.step_folder import newest_position
 from mmexpert.engine.tracking import NAMES
 from mmexpert.fold_runs import run_folds
+from mmexpert.fold_workers import check_workers
 from mmexpert.session import Session, load_initial, open_run, start_line
 from mmexpert.types import ConfigError, RunFolderError
 
@@ -85,8 +86,7 @@ def open_session(cfg: Config, folder: Path, overrides: list[str], trust: Sequenc
         on_first_rank(ranks, lambda: require_sound(dataset))
     fingerprint = dataset.fingerprint()
     cv = instantiate(cfg["cv"], "cv", trust)
-    if cv.workers != 1 and (ranks.processes > 1 or cv.fold is not None):
-        raise ConfigError(f"cv.workers={cv.workers} starts processes of its own: leave out cv.fold, torchrun and accelerate launch")
+    check_workers(cv, ranks.processes)
     if cv.selection == "last" and cfg["trainer"]["early_stopping"]["patience"]:
         raise ConfigError("cv.selection=last takes the last epoch: set trainer.early_stopping.patience=null, or cv.selection=inner")
     return Session(cfg, folder, overrides, trust, without_small(dataset, cv), cv, digest, fingerprint)

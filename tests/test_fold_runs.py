@@ -141,6 +141,13 @@ def test_workers_share_cores_or_have_a_device_each(monkeypatch):
     assert fold_workers.worker_count("auto", "cpu") == 1
 
 
+@pytest.mark.parametrize("fold, processes", [(1, 1), (None, 2)])
+def test_workers_beside_another_way_to_share_the_folds_are_refused(fold, processes):
+    with pytest.raises(ConfigError, match="cv.workers=2 starts processes of its own: leave out cv.fold, torchrun"):
+        fold_workers.check_workers(session(Path(), fold=fold, workers=2).cv, processes)
+    fold_workers.check_workers(session(Path(), fold=fold).cv, processes)
+
+
 def script(monkeypatch, text):
     monkeypatch.setattr(fold_workers, "worker_command", lambda one, number: [sys.executable, "-c", text, str(number), str(one.folder)])
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmexpert import cv
+
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ("boxing", "walk")
 SMALL = [
@@ -104,6 +106,47 @@ def test_a_test_folder_beside_train_is_reported_once_under_test(radhar_root, tmp
     parts = json.loads((run / "folds_info.json").read_text())["folds"][0]
     assert len(parts["test"]) == 6 and all("_9/" in sample for sample in parts["test"])
     assert parts["train"] and not parts["valid"] and not any("_9/" in sample for sample in parts["train"])
+
+
+def test_split_writes_the_folds_and_two_workers_train_on_them_what_one_process_trains(radhar_root, tmp_path, monkeypatch):
+    """cross-validation.md section 10, tests 2 and 3."""
+    command = [f"dataset.root={radhar_root}", "cv.n_splits=2", "cv.inner_val=0.3", "trainer.epochs=1"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["cv", "split", *SMALL, PROMPTS, *command, "name=many"])
+    cv.main()
+    run = next((tmp_path / "outputs/many").iterdir())
+    assert sorted(path.name for path in run.iterdir()) == ["classes.json", "folds_info.json"]
+    before = (run / "folds_info.json").read_bytes()
+    many = train(tmp_path, *command, "name=many", "cv.workers=2")
+    assert many.returncode == 0, many.stdout[-2000:] + many.stderr[-3000:]
+    assert (run / "folds_info.json").read_bytes() == before and json.loads((run / "classes.json").read_text())["names"] == list(CLASSES)
+    one = train(tmp_path, *command, "name=one")
+    assert one.returncode == 0, one.stderr[-3000:]
+    other = next((tmp_path / "outputs/one").iterdir())
+    assert (run / "oof_predictions.csv").read_bytes() == (other / "oof_predictions.csv").read_bytes()
+    summaries = [json.loads((folder / "cv_summary.json").read_text()) for folder in (run, other)]
+    for summary in summaries:
+        del summary["config"]["name"]
+        for key in [key for key in summary["metrics"] if "time" in key]:
+            del summary["metrics"][key]
+    assert summaries[0] == summaries[1] and summaries[0]["state"] == "done"
+    assert "Epoch 1" in (run / "fold_2/log.txt").read_text() and json.loads((run / "status.json").read_text())["state"] == "done"
+
+
+def test_windows_of_a_merged_class_keep_prompts_of_that_class(radhar_root):
+    from mmexpert.build import build_dataset
+    from mmexpert.command_line import composed
+    from mmexpert.config import check
+    from mmexpert.engine.class_merge import merge_classes
+
+    dataset = merge_classes(build_dataset(check(composed(*SMALL, PROMPTS, f"dataset.root={radhar_root}"))), ["boxing"])
+    prompts = [(name, text) for name, texts in zip(dataset.classes.names, dataset.classes.texts, strict=True) for text in texts]
+    assert prompts == [("walk", "a person walking"), ("other", "a person boxing"), ("other", "punching")]
+    for epoch in (-1, 0, 1):
+        for record in dataset.records[::5]:
+            sample = dataset.sample(record, epoch, 0)
+            assert prompts[sample["text_index"]][0] == ("other" if record.id.startswith("boxing") else "walk")
+            assert sample["label"] == record.label
 
 
 def test_fewer_groups_than_folds_is_told_before_training(radhar_root, tmp_path):

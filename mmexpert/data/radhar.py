@@ -65,7 +65,6 @@ class RadHar(RadarDataset):
         classes = ClassTable(tuple(texts), tuple(texts.values()), tuple(labels.count(k) for k in range(len(texts))))
         self.take("radhar", records, {record.id: record.source[2] for record in records}, classes)
         faults.hand_over(self)
-        self.first_prompt = np.cumsum([0, *(len(prompts) for prompts in texts.values())])
 
     def clip(self, record: Record, epoch: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
         """Point weights by row and frame [F, window]."""
@@ -89,8 +88,8 @@ class RadHar(RadarDataset):
         if epoch != EVALUATION and self.captions == "random":  # a stream of its own: prompts do not depend on augmentation
             prompts = len(self.classes.texts[record.label])
             pick = int(sample_rng(self.seed, epoch, f"prompt {record.id}", repeat).integers(prompts))
-        text_index = int(self.first_prompt[record.label]) + pick
-        return super().sample(record, epoch, repeat) | {"label": record.label, "text_index": text_index}
+        first = sum(len(prompts) for prompts in self.classes.texts[: record.label])  # a run may have merged classes since
+        return super().sample(record, epoch, repeat) | {"label": record.label, "text_index": first + pick}
 
     def deep_check(self) -> list[Finding]:
         """Every window loaded once."""

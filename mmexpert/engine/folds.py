@@ -67,13 +67,8 @@ def fold_seed(seed: int, fold: Fold, same_init: bool) -> int:
 
 
 def check_folds(folds: list[Fold], dataset: RecordDataset, over: str = "groups") -> None:
-    """Parts are disjoint in ids and groups, none is empty that is needed, every class of the run is trained on. Raises DataError.
-
-    over=rows: groups that straddle are a warning with their names.
-    """
+    """Parts are disjoint in ids and (over=groups) in groups, none is empty that is needed, every class is trained on. Raises DataError."""
     records = {record.id: record for record in _units(dataset.records, over)}
-    if over == "rows":
-        _warn_of_shared(folds, {record.id: record.group for record in dataset.records})
     used = {records[sample].label for fold in folds for part in (*PARTS, "external") for sample in getattr(fold, part)}
     for fold in folds:
         _check_parts(fold, records)
@@ -88,6 +83,20 @@ def check_folds(folds: list[Fold], dataset: RecordDataset, over: str = "groups")
                     f"{_called(fold)}: no training row of the class {', '.join(missing)}: use fewer folds, or leave its rows out "
                     "(cv.small_classes=skip)"
                 )
+
+
+def warn_of_shared_groups(folds: list[Fold], dataset: RecordDataset) -> None:
+    """Names the groups of each test part that are trained on too: where folds are over rows that is no error."""
+    group_of = {record.id: record.group for record in dataset.records}
+    for fold in folds:
+        ids, tested = set(fold.test), {group_of[sample] for sample in fold.test}
+        shared = sorted(tested & {group_of[sample] for sample in [*fold.train, *fold.valid] if sample not in ids})
+        if shared:
+            names = ", ".join(shared[:5]) + (", ..." if len(shared) > 5 else "")
+            log.warning(
+                "fold %d: %d of the %d groups of the test part are trained on too (%s): rows of one group know each other, so the "
+                "figures are too good; choose cv=group or cv=stratified_group", fold.number, len(shared), len(tested), names,
+            )  # fmt: skip
 
 
 def _check_parts(fold: Fold, records: dict[str, Record]) -> None:
@@ -178,18 +187,6 @@ def _fold(number: int, repeat: int, parts: list[list[Record]], external: list[st
 def _units(records: list[Record], over: str) -> list[Record]:
     """The records, each a group of its own where folds are over rows."""
     return [replace(record, group=record.id) for record in records] if over == "rows" else records
-
-
-def _warn_of_shared(folds: list[Fold], group_of: dict[str, str]) -> None:
-    for fold in folds:
-        ids, tested = set(fold.test), {group_of[sample] for sample in fold.test}
-        shared = sorted(tested & {group_of[sample] for sample in [*fold.train, *fold.valid] if sample not in ids})
-        if shared:
-            names = ", ".join(shared[:5]) + (", ..." if len(shared) > 5 else "")
-            log.warning(
-                "fold %d: %d of the %d groups of the test part are trained on too (%s): rows of one group know each other, so the "
-                "figures are too good; choose cv=group or cv=stratified_group", fold.number, len(shared), len(tested), names,
-            )  # fmt: skip
 
 
 def _without_small_classes(records: list[Record], dataset: RecordDataset, settings: CvSettings) -> list[Record]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from mmexpert.data.records import Record, RecordDataset
 from mmexpert.engine.files import fsync_path, strict_json, write_atomic
-from mmexpert.engine.folds import PARTS, CvSettings, Fold, check_folds, make_folds
+from mmexpert.engine.folds import PARTS, CvSettings, Fold, check_folds, make_folds, warn_of_shared_groups
 from mmexpert.types import RunFolderError, StorageError
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,8 @@ def settle_folds(folder: Path, dataset: RecordDataset, settings: CvSettings) -> 
     _compare(path, stored, folds_info(dataset, settings, []))
     folds = stored_folds(stored)
     check_folds(folds, dataset, settings.over)
+    if settings.over == "rows":
+        warn_of_shared_groups(folds, dataset)
     return folds
 
 

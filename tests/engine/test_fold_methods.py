@@ -36,19 +36,19 @@ def dataset(groups=20, rows=2, classes=2, extra=(), split=""):
     return RecordDataset("fake", [*records, *extra], "label", table)
 
 
-def test_folds_over_rows_are_scikit_learns_and_name_the_groups_that_straddle(caplog):
+def test_folds_over_rows_are_scikit_learns_and_name_the_groups_that_straddle_once_a_fold(tmp_path, caplog):
     data = dataset()
-    folds = make_folds(data, settings(**ROWS, inner_val=0.0, selection="last"))
+    folds = settle_folds(tmp_path, data, settings(**ROWS, inner_val=0.0, selection="last"))
     ids = [record.id for record in data.records]
     expected = [[ids[i] for i in test] for _, test in KFold(5, shuffle=True, random_state=42).split(ids)]
     assert [fold.test for fold in folds] == expected
     shared = {sample[:3] for sample in folds[0].test} & {sample[:3] for sample in folds[0].train}
-    line = next(line for line in caplog.messages if line.startswith("fold 1: "))
+    (line,) = [line for line in caplog.messages if line.startswith("fold 1: ")]
     assert f"{len(shared)} of the" in line and sorted(shared)[0] in line and "cv=stratified_group" in line
 
 
-def test_folds_over_rows_of_single_row_groups_warn_of_nothing(caplog):
-    make_folds(dataset(rows=1), settings(**ROWS))
+def test_folds_over_rows_of_single_row_groups_warn_of_nothing(tmp_path, caplog):
+    settle_folds(tmp_path, dataset(rows=1), settings(**ROWS))
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
