@@ -73,6 +73,7 @@ def score_fold(
     if missing or unexpected:
         raise RunFolderError(f"{weights} does not fit the configuration: missing {missing[:5]}, unexpected {unexpected[:5]}")
     objective.to(accelerator.device).eval()
+    dataset.fit(parts["train"])
     place = build.Placement(accelerator.device, accelerator.process_index, accelerator.num_processes)
     loaders = build.build_loaders(cfg, dataset, parts, tokenizer, cfg["seed"], place)
     evaluation = build.build_evaluator(cfg, trust)(objective, loaders, accelerator, split)

@@ -150,6 +150,7 @@ def _train(
     if cfg["init_from"]:
         load_initial(objective, Path(cfg["init_from"]), cfg["init_strict"])
     seed_rank(seed, ranks.rank)
+    dataset.fit(parts["train"])
     place = build.Placement(accelerator.device, ranks.rank, ranks.processes)
     loaders = build.build_loaders(cfg, dataset, parts, tokenizer, seed, place)
     objective.to(accelerator.device)

@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from mmexpert.data.augment import augment, preset
+from mmexpert.data.balance import balance_settings
 from mmexpert.data.cache import cached_folder, content_name
+from mmexpert.data.radiographs import per_image
 from mmexpert.data.records import Record, RecordDataset
 from mmexpert.data.sampling import EVALUATION, epoch_order, sample_rng
 from mmexpert.types import ClassTable, ConfigError
 
 log = logging.getLogger(__name__)
 _FORMAT = 1  # part of the cache's name; raised by whoever changes what is stored
-_LEAST_SD = 1e-6  # of a picture, as added in per_image normalisation
 
 
 @dataclass(kw_only=True, eq=False)
@@ -39,12 +41,15 @@ class HipPhantom(RecordDataset):
     shuffle_labels: bool
     normalize: str
     seed: int
+    augmentation: str
+    balance: dict[str, Any]
     cache_dir: str
 
     unit_length, pad_to, max_length = 1, "batch", 1  # of radar clips, for the collate function: there are none
 
     def __post_init__(self) -> None:
         self._check_keys()
+        self.ranges, self.balance_settings = preset(self.augmentation), balance_settings(self.balance)
         names = tuple(self.simulator.classes)
         texts = prompts_by_class(self.class_texts, self.templates, names)
         identity = {
@@ -72,20 +77,20 @@ class HipPhantom(RecordDataset):
         prompts, pick = self.classes.texts[record.label], 0
         if epoch != EVALUATION and self.captions == "random":  # a stream of its own: prompts do not depend on augmentation
             pick = int(sample_rng(self.seed, epoch, f"prompt {record.id}", repeat).integers(len(prompts)))
+        picture = self.picture(record)[None]
+        if epoch != EVALUATION and self.ranges is not None:
+            picture = augment(picture, self.ranges, sample_rng(self.seed, epoch, record.id, repeat))
         return {
-            "image": self.picture(record)[None],
+            "image": per_image(picture) if self.normalize == "per_image" else picture,
             "text": prompts[pick],
             "label": record.label,
             "text_index": int(self.first_prompt[record.label]) + pick,
         }
 
     def picture(self, record: Record) -> np.ndarray:
-        """The film of a record, float32 [H, W], normalised."""
+        """The film of a record, float32 [H, W] in 0..1."""
         film = self.films[record.source]
-        picture = film.astype(np.float32) / np.iinfo(film.dtype).max
-        if self.normalize == "per_image":
-            picture = (picture - picture.mean()) / (picture.std() + np.float32(_LEAST_SD))
-        return picture
+        return film.astype(np.float32) / np.iinfo(film.dtype).max
 
     def fingerprint_lines(self) -> list[str]:
         """The cache's name says what the films are; the prompts and the records, whose labels may be shuffled, come after it."""

@@ -78,10 +78,10 @@ class Loaders:
         if self.blocks is not None:
             share = micro_batch(plan.batch_size, plan.processes, plan.accumulation)
             return blocked_order(self.blocks, self.seed, epoch, share)
-        if self.balance is None or not self.dataset.balance.draws:
+        if self.balance is None or not self.dataset.balance_settings.draws:
             return [train[i] for i in epoch_order(len(train), self.seed, epoch)]
         labels = [self.dataset.records[i].label for i in train]
-        sampler, batch = self.dataset.balance.sampler, plan.batch_size // plan.accumulation
+        sampler, batch = self.dataset.balance_settings.sampler, plan.batch_size // plan.accumulation
         if sampler == "weighted":
             order = weighted_order(self.balance.draw[labels], self.seed, epoch)
             if plan.rank == 0:
@@ -112,7 +112,7 @@ class Loaders:
     def _windows(self, batches: Iterator[Batch]) -> Iterator[list[Batch]]:
         window: list[Batch] = []
         for batch in batches:
-            if self.balance is not None and self.dataset.balance.weighs:
+            if self.balance is not None and self.dataset.balance_settings.weighs:
                 batch["weight"] = torch.from_numpy(self.balance.loss).float()[batch["label"]]
             window.append(to_device(batch, self.device))
             if len(window) == self.plan.accumulation:
@@ -127,11 +127,11 @@ def _close(streams: set[Stream]) -> None:
 
 def _balance(dataset: RecordDataset, train: list[int]) -> Balance | None:
     """What dataset.balance makes of the classes of a training part; None without classes or with apply=none."""
-    if dataset.balance is None or dataset.classes is None or dataset.balance.apply == "none":
+    if dataset.balance_settings is None or dataset.classes is None or dataset.balance_settings.apply == "none":
         return None
     labels = [dataset.records[i].label for i in train]
     counts = tuple(labels.count(k) for k in range(len(dataset.classes.names)))
-    return dataset.balance.of(replace(dataset.classes, counts=counts), "this fold")
+    return dataset.balance_settings.of(replace(dataset.classes, counts=counts), "this fold")
 
 
 def _blocks(dataset: RecordDataset, train: list[int]) -> list[list[int]] | None:

@@ -47,13 +47,13 @@ class RecordDataset(Dataset):
     tokenizer, no device, no global random state.
 
     records: any order; sorted by id here. positives: instance | text | label | group. hard_kinds: kinds of hard captions.
-    together: ids that a training batch must keep side by side (pairs), or None. balance: data.balance.BalanceSettings of a set with
-    classes, or None. merged: classes that a run has made one (`other`).
+    together: ids that a training batch must keep side by side (pairs), or None. balance_settings: data.balance.BalanceSettings of a
+    set with classes, or None. merged: classes that a run has made one (`other`).
     """
 
     hard_kinds: tuple[str, ...] = ()
     together: list[tuple[str, ...]] | None = None
-    balance: Any = None
+    balance_settings: Any = None
     merged: tuple[str, ...] = ()
 
     def __init__(self, name: str, records: Iterable[Record], positives: str, classes: ClassTable | None = None) -> None:

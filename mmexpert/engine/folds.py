@@ -43,6 +43,8 @@ class Fold:
 def make_folds(dataset: RecordDataset, settings: CvSettings) -> list[Fold]:
     """All folds of a run, checked. Raises DataError or ConfigError with counts and names."""
     records = dataset.records  # sorted by id: folds depend on no file order
+    if settings.splitter is not None and settings.over == "groups":
+        dataset.require_groups()
     folds = [_single(records, settings)] if settings.splitter is None else _cross(records, dataset, settings)
     check_folds(folds, dataset, settings.over)
     return folds
