@@ -87,7 +87,7 @@ def test_the_prior_is_added_in_training_alone_and_needs_every_class():
     head, features = LinearHead(4, 2.0, counted), rows(5)
     with_prior, plain = head.train()(features, None), head.eval()(features, None)
     torch.testing.assert_close(with_prior - plain, 2 * torch.tensor([0.6, 0.3, 0.1]).log().expand(5, 3))
-    with pytest.raises(ConfigError, match="has no row in the training part"):
+    with pytest.raises(ConfigError, match="has no training row"):
         LinearHead(4, 1.0, ClassTable(CLASSES.names, CLASSES.texts, (6, 0, 1)))
     texts = nn.functional.normalize(rows(3, 1), dim=1)
     both = BothHead(4, 0.07, 0.0, counted)
