@@ -111,7 +111,8 @@ class Similarity(nn.Module):
         if not self.reads_unit or self.row_chunk:
             return self.row_chunk or rows
         row_bytes = target.mask.numel() * query.mask.shape[1] * query.raw.element_size()
-        return max(1, min(rows, self.chunk_bytes // (_COPIES * row_bytes)))
+        copies = _COPIES if self.reads_table else 1  # windows are fewer than tokens
+        return max(1, min(rows, self.chunk_bytes // (copies * row_bytes)))
 
     def _block(self, query: Tokens, target: Tokens) -> tuple[Tensor, ...]:
         table = token_cosines(query.unit, target.unit) if self.reads_table else None
