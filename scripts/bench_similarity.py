@@ -25,7 +25,7 @@ from mmexpert.types import Encoding
 
 D, GAMMA, TAU = 256, 0.1, 0.1
 WEIGHTS = {"global": 0.5, "local": 0.25, "attention": 0.15, "temporal": 0.1}
-BLOCK_BYTES = 2**24  # conf/similarity/*.yaml
+BLOCK_BYTES = 2**26  # conf/similarity/*.yaml
 
 
 def pair_global(q: Tensor, t: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 Shapes: Bq queries of L tokens, Bt targets of M tokens, width D. Tokens are in time order: index = time.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from mmexpert.types import ConfigError, Encoding
 
-_COPIES = 8  # tensors of a table's size that the heads of a block hold at once
+_COPIES = 3  # tensors of a table's size that the heads of a block hold at once
+_CACHE_BYTES = 2**21  # what a head works on at a time
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,11 @@ def token_cosines(query: Tensor, target: Tensor) -> Tensor:
     """query [Bq, L, D], target [Bt, M, D] -> [Bq, Bt, L, M]: one matrix product."""
     table = query.flatten(0, 1) @ target.flatten(0, 1).T
     return table.view(len(query), query.shape[1], len(target), target.shape[1]).transpose(1, 2)
+
+
+def block_rows(shape: torch.Size | tuple[int, ...], cell_bytes: int) -> int:
+    """Rows of a table, each of this shape, that a head works on at a time: they stay in the processor's cache."""
+    return max(1, _CACHE_BYTES // (math.prod(shape) * cell_bytes))
 
 
 def identity_map(dim: int) -> nn.Linear:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmexpert.similarity.base import Head, Similarity, Tokens, masked_mean, token_cosines
+from mmexpert.similarity.base import Head, Similarity, Tokens, block_rows, masked_mean, token_cosines
 from mmexpert.types import ConfigError
 
 _BELOW = -2.0  # under any cosine
@@ -56,25 +56,40 @@ def windows(tokens: Tokens, size: int, stride: int) -> tuple[Tensor, Tensor]:
 class _BestPartner(torch.autograd.Function):
     """q [Bq, W, D], t [Bt, V, D] -> best cosine of each query window [Bq, Bt, W] and of each target window [Bq, Bt, V].
 
-    The products of all windows are not kept: the backward pass needs the places of the maxima alone.
+    The products of all windows are never held: blocks of query rows, of cache size, and the places of the maxima alone are kept.
     """
 
     @staticmethod
     def forward(
         ctx: torch.autograd.function.FunctionCtx, q: Tensor, t: Tensor, q_counts: Tensor, t_counts: Tensor
     ) -> tuple[Tensor, Tensor]:
-        scores = token_cosines(q, t)
-        forth, t_best = scores.masked_fill(~t_counts[None, :, None, :], _BELOW).max(3)
-        back, q_best = scores.masked_fill_(~q_counts[:, None, :, None], _BELOW).max(2)
-        ctx.save_for_backward(q, t, t_best.int(), q_best.int())
+        pairs, sizes = (len(q), len(t)), (q.shape[1], t.shape[1])
+        forth, back = q.new_empty(*pairs, sizes[0]), q.new_empty(*pairs, sizes[1])
+        t_best, q_best = torch.empty_like(forth, dtype=torch.int32), torch.empty_like(back, dtype=torch.int32)
+        for at in _blocks(q, t):
+            scores = token_cosines(q[at], t)
+            forth[at], t_best[at] = scores.masked_fill_(~t_counts[None, :, None, :], _BELOW).max(3)
+            back[at], q_best[at] = scores.masked_fill_(~q_counts[at, None, :, None], _BELOW).max(2)
+        ctx.save_for_backward(q, t, t_best, q_best)
         return forth, back
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: torch.autograd.function.FunctionCtx, forth: Tensor, back: Tensor) -> tuple[Tensor | None, ...]:
         q, t, t_best, q_best = ctx.saved_tensors
-        grad = forth.new_zeros(len(q), len(t), q.shape[1], t.shape[1])
-        grad.scatter_(3, t_best.long()[..., None], forth[..., None])
-        grad.scatter_add_(2, q_best.long()[..., None, :], back[..., None, :])
-        flat = grad.transpose(1, 2).reshape(q.shape[0] * q.shape[1], -1)
-        return (flat @ t.flatten(0, 1)).view_as(q), (flat.T @ q.flatten(0, 1)).view_as(t), None, None
+        by_q, by_t = torch.empty_like(q), t.new_zeros(len(t) * t.shape[1], t.shape[2])
+        for at in _blocks(q, t):
+            grad = forth.new_zeros(len(q[at]), q.shape[1], len(t), t.shape[1])
+            pairs = grad.transpose(1, 2)  # [rows, Bt, W, V]
+            pairs.scatter_(3, t_best[at].long()[..., None], forth[at][..., None])
+            pairs.scatter_add_(2, q_best[at].long()[..., None, :], back[at][..., None, :])
+            flat = grad.view(-1, len(t) * t.shape[1])
+            by_q[at] = (flat @ t.flatten(0, 1)).view_as(q[at])
+            by_t.addmm_(flat.T, q[at].flatten(0, 1))
+        return by_q, by_t.view_as(t), None, None
+
+
+def _blocks(q: Tensor, t: Tensor) -> list[slice]:
+    """Query rows a block."""
+    rows = block_rows((len(t), q.shape[1], t.shape[1]), 2 * q.element_size())
+    return [slice(start, start + rows) for start in range(0, len(q), rows)]

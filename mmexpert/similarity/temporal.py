@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from mmexpert.similarity.base import Head, Similarity, Tokens, check_directions
+from mmexpert.similarity.base import Head, Similarity, Tokens, block_rows, check_directions
 from mmexpert.similarity.soft_dtw import soft_dtw_scores
 from mmexpert.types import ConfigError
 
@@ -34,12 +34,7 @@ class TemporalHead(Head):
         """Scores [Bq, Bt]. Raises ConfigError for moves=step where a walking sequence has fewer steps than the other has tokens."""
         if self.method == "soft_dtw":
             return soft_dtw_scores(table, query.length, target.length, self.gamma)
-        scores = []
-        if self.directions != "target":
-            scores.append(monotone_scores(table, query.length, target.length, self.gamma, self.moves))
-        if self.directions != "query":
-            scores.append(monotone_scores(table.permute(1, 0, 3, 2), target.length, query.length, self.gamma, self.moves).T)
-        return sum(scores) / len(scores)
+        return monotone_scores(table, query.length, target.length, self.gamma, self.moves, self.directions)
 
 
 class Temporal(Similarity):
@@ -51,21 +46,17 @@ class Temporal(Similarity):
         super().__init__({"temporal": TemporalHead(method, gamma, moves, directions)}, dim, project, row_chunk, chunk_bytes)
 
 
-def monotone_scores(table: Tensor, steps: Tensor, tokens: Tensor, gamma: float, moves: str) -> Tensor:
-    """table [A, B, L, M], steps [A] of L, tokens [B] of M that are real -> [A, B]: gamma (log sum over paths of exp(sum S / gamma)
-    - log of their number) / steps."""
-    if moves == "step" and bool(steps.min() < tokens.max()):
-        raise ConfigError(
-            f"similarity.moves=step needs a step for each token; the shortest walk has {int(steps.min())}, the longest sequence "
-            f"{int(tokens.max())}: choose moves=free, or directions of the longer side alone"
-        )
-    n, m = steps.double()[:, None], tokens.double()
-    paths = log_choose(n + m - 1, n) if moves == "free" else log_choose(n - 1, m - 1)
-    length, width = table.shape[2:]
-    bound = length / gamma + math.lgamma(length + width) - math.lgamma(length + 1) - math.lgamma(width)
-    align = _Alignment if bound <= _LOG_RANGE else _LogAlignment
-    total = align.apply(table, steps, tokens, gamma, moves)
-    return (gamma * (total - paths) / n).to(table.dtype)
+def monotone_scores(table: Tensor, q_length: Tensor, t_length: Tensor, gamma: float, moves: str, directions: str) -> Tensor:
+    """table [Bq, Bt, L, M], lengths [Bq], [Bt] of the real tokens -> [Bq, Bt]: gamma (log sum over paths of exp(sum S / gamma) - log
+    of their number) / steps, mean over the directions."""
+    if moves == "step":
+        for walks, steps, tokens in (("query", q_length, t_length), ("target", t_length, q_length)):
+            if directions in ("both", walks) and bool(steps.min() < tokens.max()):
+                raise ConfigError(
+                    f"similarity.moves=step needs a step for each token; the shortest walk has {int(steps.min())}, the longest sequence "
+                    f"{int(tokens.max())}: choose moves=free, or directions of the longer side alone"
+                )
+    return _Aligned.apply(table, q_length, t_length, gamma, moves, directions)
 
 
 def log_choose(n: Tensor, k: Tensor) -> Tensor:
@@ -73,42 +64,81 @@ def log_choose(n: Tensor, k: Tensor) -> Tensor:
     return torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
 
 
-class _Alignment(torch.autograd.Function):
-    """log of the paths' sum [A, B], float64, by a recursion in linear scale: a_l = e_l * (a_{l-1} @ reach), e = exp(S / gamma).
-
-    No logarithm and no autograd through the steps: the gradient on S is the share of paths through each cell, a * b / total / gamma,
-    with b from one recursion backwards. Float64 holds while steps / gamma + log(paths) <= 650.
-    """
+class _Aligned(torch.autograd.Function):
+    """table [Bq, Bt, L, M] -> scores [Bq, Bt]. A score's gradient on its own cells is the share of paths through them, known as soon
+    as the score is: it is formed with it, block by block of rows, and kept instead of all that led to it."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, table: Tensor, steps: Tensor, tokens: Tensor, gamma: float, moves: str) -> Tensor:
-        energy = _energy(table, tokens, gamma)
-        reach = _reach(table.shape[3], moves, table.device)
-        here = _start(energy, moves)
-        walked = torch.empty_like(energy) if ctx.needs_input_grad[0] else None
-        for step, row in enumerate(energy.unbind(0)):
-            there = row * (here if step == 0 else here @ reach)
-            here = torch.where((step < steps)[:, None, None], there, here)
-            if walked is not None:
-                walked[step] = here
-        total = _end(here, tokens, moves)
-        ctx.save_for_backward(energy, walked, steps, tokens, total)
-        ctx.gamma, ctx.moves, ctx.dtype = gamma, moves, table.dtype
-        return total.log()
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        table: Tensor,
+        q_length: Tensor,
+        t_length: Tensor,
+        gamma: float,
+        moves: str,
+        directions: str,
+    ) -> Tensor:
+        scores = table.new_empty(table.shape[:2])
+        gradient = torch.empty_like(table, memory_format=torch.contiguous_format) if ctx.needs_input_grad[0] else None
+        rows = block_rows(table.shape[1:], 2 * table.element_size())
+        for start in range(0, len(table), rows):
+            at = slice(start, start + rows)
+            parts = []
+            if directions != "target":
+                parts.append(_one_way(table[at], q_length[at], t_length, gamma, moves, gradient is not None))
+            if directions != "query":
+                score, share = _one_way(table[at].permute(1, 0, 3, 2), t_length, q_length[at], gamma, moves, gradient is not None)
+                parts.append((score.T, share if share is None else share.permute(1, 0, 3, 2)))
+            scores[at] = sum(score for score, _ in parts) / len(parts)
+            if gradient is not None:
+                gradient[at] = sum(share for _, share in parts) / len(parts)
+        ctx.save_for_backward(gradient)
+        return scores
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        energy, walked, steps, tokens, total = ctx.saved_tensors
-        back = _reach(energy.shape[3], ctx.moves, energy.device).T
-        share = (grad / total / ctx.gamma)[..., None]
-        onward = torch.ones_like(energy[0]) if ctx.moves == "free" else _last(energy[0], tokens)
-        gradient = torch.empty_like(energy, dtype=ctx.dtype)
-        for step in range(len(energy) - 1, -1, -1):
-            real = (step < steps)[:, None, None]
-            gradient[step] = (walked[step] * onward).mul_(share).masked_fill_(~real, 0)
-            onward = torch.where(real, (energy[step] * onward) @ back, onward)
-        return gradient.permute(1, 2, 0, 3), None, None, None, None
+        (gradient,) = ctx.saved_tensors
+        return grad[..., None, None] * gradient, None, None, None, None, None
+
+
+def _one_way(table: Tensor, steps: Tensor, tokens: Tensor, gamma: float, moves: str, shares: bool) -> tuple[Tensor, Tensor | None]:
+    """Steps of table [A, B, L, M] walk over its tokens -> scores [A, B], float64, and their gradient on the table."""
+    n, m = steps.double()[:, None], tokens.double()
+    paths = log_choose(n + m - 1, n) if moves == "free" else log_choose(n - 1, m - 1)
+    length, width = table.shape[2:]
+    bound = length / gamma + math.lgamma(length + width) - math.lgamma(length + 1) - math.lgamma(width)
+    walk = _walk if bound <= _LOG_RANGE else _log_walk
+    total, share = walk(table, steps, tokens, gamma, moves, shares)
+    return gamma * (total - paths) / n, share
+
+
+def _walk(table: Tensor, steps: Tensor, tokens: Tensor, gamma: float, moves: str, shares: bool) -> tuple[Tensor, Tensor | None]:
+    """log of the paths' sum [A, B], float64, by a recursion in linear scale: a_l = e_l * (a_{l-1} @ reach), e = exp(S / gamma); and,
+    where shares, the mean of each step's paths over the cells [A, B, L, M].
+
+    No logarithm and no autograd through the steps: a cell's share is a * b / total / steps, with b from one recursion backwards.
+    Float64 holds while steps / gamma + log(paths) <= 650.
+    """
+    energy = _energy(table, tokens, gamma)
+    reach = _reach(table.shape[3], moves, table.device)
+    here = _start(energy, moves)
+    walked = []
+    for step, row in enumerate(energy.unbind(0)):
+        there = row * (here if step == 0 else here @ reach)
+        here = torch.where((step < steps)[:, None, None], there, here)
+        walked.append(here)
+    total = _end(here, tokens, moves)
+    if not shares:
+        return total.log(), None
+    scale = (1 / total / steps[:, None])[..., None]
+    onward = scale.expand_as(here) if moves == "free" else _last(here, tokens) * scale
+    share = torch.empty(energy.shape, dtype=table.dtype, device=table.device)
+    for step in range(len(energy) - 1, -1, -1):
+        real = (step < steps)[:, None, None]
+        share[step] = (walked.pop() * onward).masked_fill_(~real, 0)
+        onward = torch.where(real, (energy[step] * onward) @ reach.T, onward)
+    return total.log(), share.permute(1, 2, 0, 3)
 
 
 def _energy(table: Tensor, tokens: Tensor, gamma: float) -> Tensor:
@@ -144,38 +174,28 @@ def _last(like: Tensor, tokens: Tensor) -> Tensor:
     return at.to(like.dtype).expand_as(like).contiguous()
 
 
-class _LogAlignment(torch.autograd.Function):
-    """The alignment for longer sequences: the same two recursions on logarithms, in float64, about three times slower."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, table: Tensor, steps: Tensor, tokens: Tensor, gamma: float, moves: str) -> Tensor:
-        energy = _log_energy(table, tokens, gamma)
-        here = (1 - _start(energy, moves)) * (_FILL / gamma)
-        walked = torch.empty_like(energy)
-        for step, row in enumerate(energy.unbind(0)):
-            there = row + (here if step == 0 else _log_reach(here, moves))
-            here = torch.where((step < steps)[:, None, None], there, here)
-            walked[step] = here
-        ends = here if moves == "free" else here + (1 - _last(here, tokens)) * (_FILL / gamma)
-        total = ends.logsumexp(-1)
-        ctx.save_for_backward(energy, walked, steps, tokens, total)
-        ctx.gamma, ctx.moves, ctx.dtype = gamma, moves, table.dtype
-        return total
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        energy, walked, steps, tokens, total = ctx.saved_tensors
-        free = ctx.moves == "free"
-        onward = torch.zeros_like(energy[0]) if free else (1 - _last(energy[0], tokens)) * (_FILL / ctx.gamma)
-        gradient = torch.empty_like(energy, dtype=ctx.dtype)
-        for step in range(len(energy) - 1, -1, -1):
-            real = (step < steps)[:, None, None]
-            share = (walked[step] + onward - total[..., None]).exp() * (grad / ctx.gamma)[..., None]
-            gradient[step] = share.masked_fill_(~real, 0)
-            before = _log_reach((energy[step] + onward).flip(-1), ctx.moves).flip(-1)
-            onward = torch.where(real, before, onward)
-        return gradient.permute(1, 2, 0, 3), None, None, None, None
+def _log_walk(table: Tensor, steps: Tensor, tokens: Tensor, gamma: float, moves: str, shares: bool) -> tuple[Tensor, Tensor | None]:
+    """_walk for longer sequences: the same two recursions on logarithms, in float64, about three times slower."""
+    energy = _log_energy(table, tokens, gamma)
+    here = (1 - _start(energy, moves)) * (_FILL / gamma)
+    walked = []
+    for step, row in enumerate(energy.unbind(0)):
+        there = row + (here if step == 0 else _log_reach(here, moves))
+        here = torch.where((step < steps)[:, None, None], there, here)
+        walked.append(here)
+    free = moves == "free"
+    total = (here if free else here + (1 - _last(here, tokens)) * (_FILL / gamma)).logsumexp(-1)
+    if not shares:
+        return total, None
+    onward = torch.zeros_like(here) if free else (1 - _last(here, tokens)) * (_FILL / gamma)
+    share = torch.empty(energy.shape, dtype=table.dtype, device=table.device)
+    for step in range(len(energy) - 1, -1, -1):
+        real = (step < steps)[:, None, None]
+        through = (walked.pop() + onward - total[..., None]).exp() / steps[:, None, None]
+        share[step] = through.masked_fill_(~real, 0)
+        before = _log_reach((energy[step] + onward).flip(-1), moves).flip(-1)
+        onward = torch.where(real, before, onward)
+    return total, share.permute(1, 2, 0, 3)
 
 
 def _log_energy(table: Tensor, tokens: Tensor, gamma: float) -> Tensor:

@@ -113,7 +113,7 @@ def test_small_chunk_bytes_mean_many_blocks(build):
     query, target = ragged([31] * 9, 14), ragged([32] * 9, 15)
     from mmexpert.similarity.base import Tokens
 
-    head = build("temporal", chunk_bytes=8 * 2 * 9 * 32 * 31 * 4)
+    head = build("temporal", chunk_bytes=3 * 2 * 9 * 32 * 31 * 4)
     tokens = [Tokens(side.sequence, side.sequence, side.mask) for side in (query, target)]
     assert head._block_rows(*tokens) == 2
     torch.testing.assert_close(head(query, target), build("temporal")(query, target), atol=1e-6, rtol=0)
@@ -176,7 +176,7 @@ def test_the_gradient_of_a_monotone_score_on_the_table_is_a_share_of_paths(build
     from mmexpert.similarity.temporal import monotone_scores
 
     table = torch.rand(2, 3, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).mul(2).sub(1).requires_grad_()
-    scores = monotone_scores(table, torch.tensor([5, 3]), torch.tensor([4, 2, 3]), 0.1, "free")
+    scores = monotone_scores(table, torch.tensor([5, 3]), torch.tensor([4, 2, 3]), 0.1, "free", "query")
     for i, j in ((0, 0), (1, 1), (1, 2)):
         (gradient,) = torch.autograd.grad(scores[i, j], table, retain_graph=True)
         assert gradient.min() >= 0 and gradient.sum().item() == pytest.approx(1, abs=1e-12)
@@ -193,12 +193,12 @@ def test_alignment_enumerates_all_paths_in_linear_scale_and_in_logarithms(monkey
     unit = torch.nn.functional.normalize
     table = torch.einsum("ild,jmd->ijlm", unit(query.sequence, dim=-1), unit(target.sequence, dim=-1)).double().requires_grad_()
     steps, tokens = torch.tensor([4, 3]), torch.tensor([3, 2])
-    got = temporal.monotone_scores(table, steps, tokens, 0.1, moves)
+    got = temporal.monotone_scores(table, steps, tokens, 0.1, moves, "query")
     for i in range(2):
         for j in range(2):
             expected = monotone_one_way(one(query, i).sequence[0], one(target, j).sequence[0], moves)
             assert got[i, j].item() == pytest.approx(expected, abs=1e-6)
-    assert torch.autograd.gradcheck(lambda x: temporal.monotone_scores(x, steps, tokens, 0.1, moves), (table,), atol=1e-6)
+    assert torch.autograd.gradcheck(lambda x: temporal.monotone_scores(x, steps, tokens, 0.1, moves, "query"), (table,), atol=1e-6)
     assert len(paths(4, 3, "free")) == 15 and len(paths(4, 3, "step")) == 3
 
 
@@ -281,7 +281,7 @@ def test_the_backward_pass_over_248_tokens_takes_no_quadratic_time():
     for _ in range(3):
         table = torch.rand(16, 16, 248, 20, generator=torch.Generator().manual_seed(0)).requires_grad_()
         start = time.process_time()
-        scores = monotone_scores(table, torch.full((16,), 248), torch.full((16,), 20), 0.5, "free").sum()
+        scores = monotone_scores(table, torch.full((16,), 248), torch.full((16,), 20), 0.5, "free", "query").sum()
         middle = time.process_time()
         scores.backward()
         times.append((time.process_time() - middle) / (middle - start))
