@@ -3,9 +3,9 @@
 Colour and shape name a thing, since no scene holds the pair twice: no text is ambiguous.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -115,30 +115,35 @@ class ComposedSimulator(SceneSimulator):
 def draw_edit(scene: Scene, rng: np.random.Generator) -> Edit:
     """One of the six edits, its parameters uniform among those that are valid for the scene."""
     kind = EDITS[int(rng.integers(len(EDITS)))]
-    if kind == "reshape" and not valid_edits(scene, kind):
-        kind = "move"
-    choices = valid_edits(scene, kind)
-    return choices[int(rng.integers(len(choices)))]
-
-
-def valid_edits(scene: Scene, kind: str) -> list[Edit]:
-    """All edits of a kind that change the scene into another one."""
-    there = {(thing.colour, thing.shape) for thing in scene}
-    cells = {thing.cell for thing in scene}
-    free = [cell for cell in range(CELLS) if cell not in cells]
     if kind == "add":
-        return [Edit(kind, *pair, cell, size) for pair in _KINDS if pair not in there for cell in free for size in SIZES]
+        there, cells = {(thing.colour, thing.shape) for thing in scene}, {thing.cell for thing in scene}
+        colour, shape = _one_of([pair for pair in _KINDS if pair not in there], rng)
+        cell = _one_of([cell for cell in range(CELLS) if cell not in cells], rng)
+        return Edit(kind, colour, shape, cell, _one_of(tuple(SIZES), rng))
+    return _one_of(_changes(scene, kind) or _changes(scene, "move"), rng)  # no shape may be free
+
+
+def _changes(scene: Scene, kind: str) -> list[Edit]:
+    """All edits of a kind, add excepted, that are valid for a scene."""
+    there, cells = {(thing.colour, thing.shape) for thing in scene}, {thing.cell for thing in scene}
     edits = []
     for thing in scene:
-        options = {
-            "remove": [""] if len(scene) > 1 else [],
-            "recolour": [colour for colour in COLOURS if (colour, thing.shape) not in there],
-            "resize": [size for size in SIZES if size != thing.size],
-            "reshape": [shape for shape in SHAPES if (thing.colour, shape) not in there],
-            "move": free,
-        }[kind]
+        if kind == "remove":
+            options = [""] if len(scene) > 1 else []
+        elif kind == "recolour":
+            options = [colour for colour in COLOURS if (colour, thing.shape) not in there]
+        elif kind == "resize":
+            options = [size for size in SIZES if size != thing.size]
+        elif kind == "reshape":
+            options = [shape for shape in SHAPES if (thing.colour, shape) not in there]
+        else:
+            options = [cell for cell in range(CELLS) if cell not in cells]
         edits += [Edit(kind, thing.colour, thing.shape, to, "") for to in options]
     return edits
+
+
+def _one_of(choices: Sequence[Any], rng: np.random.Generator) -> Any:
+    return choices[int(rng.integers(len(choices)))]
 
 
 def _triplet(split: str, rng: np.random.Generator, found: dict[tuple[Scene, Edit], Triplet]) -> Triplet | None:
