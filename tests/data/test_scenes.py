@@ -79,6 +79,7 @@ def test_shuffled_captions_belong_to_other_pictures_in_training_only(build, scen
     assert shuffled.fingerprint() != scenes.fingerprint()
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # fewer cores than workers is the point
 @pytest.mark.parametrize("name", ["scenes", "composed_scenes"])
 def test_batches_are_equal_from_none_and_four_workers(request, name):
     dataset = request.getfixturevalue(name)
