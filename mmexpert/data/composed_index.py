@@ -19,7 +19,7 @@ _NAMED = 10
 
 @dataclass(frozen=True)
 class Query:
-    """One triplet. texts: the evaluation caption first, then the variants that training draws from."""
+    """One triplet. text: the evaluation caption; variants: what training draws from, equally likely."""
 
     id: str
     category: str
@@ -29,6 +29,7 @@ class Query:
     variants: tuple[str, ...]
     members: tuple[str, ...] = ()  # the group of CIRR, reference and target among them
     pairid: int | None = None
+    edit: str = ""  # kind of change, in sets that know it: R@1 is told by it too
 
 
 @dataclass(frozen=True)

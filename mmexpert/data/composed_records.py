@@ -34,7 +34,7 @@ class Pictures(RecordDataset):
 
 @dataclass(kw_only=True, eq=False)
 class ComposedDataset(RecordDataset):
-    """Base of the composed sets. A subclass has set_name, read(split) and picture_root().
+    """Base of the composed sets. A subclass has set_name, protocol, read(split) and picture_root().
 
     split: null (train and val) or the one split to read (test, test1: no targets). transform: picture -> float32 [3, S, S]. The
     constructor reads all rows and looks every picture up; missing_file lists those that are not there.
@@ -50,6 +50,7 @@ class ComposedDataset(RecordDataset):
 
     unit_length, pad_to, max_length = 1, "batch", 1  # what collate asks of clips; pictures have none
     set_name = ""
+    protocol = ""  # fashioniq | cirr: how the set is scored
 
     def read(self, split: str) -> Annotations:
         """The annotations of a split. Raises DataError and ConfigError."""

@@ -26,6 +26,7 @@ class FashionIQ(ComposedDataset):
     gallery: str
 
     set_name = "fashion_iq"
+    protocol = "fashioniq"
 
     def read(self, split: str) -> Annotations:
         """The annotations of a split."""
