@@ -42,7 +42,7 @@ def training_classes(dataset: RecordDataset, train: Sequence[int]) -> ClassTable
 
 
 def build_model(cfg: Config, classes: ClassTable | None, tokenizer: TextTokenizer | None, trust: Sequence[str] = ()) -> torch.nn.Module:
-    """Towers, head and the model that joins them."""
+    """Towers, head or combiner, and the model that joins them."""
     encoders = {}
     for role, node in (cfg.get("encoder") or {}).items():
         if node:
@@ -50,6 +50,10 @@ def build_model(cfg: Config, classes: ClassTable | None, tokenizer: TextTokenize
             encoders[role] = instantiate(node, "encoder", trust, **given)
     node = dict(cfg["model"])
     head = node.pop("head", None)
+    if cfg.get("combiner"):
+        if head:
+            raise ConfigError("a combiner and model/head do not go together: choose model/head=none")
+        return instantiate(node, "model", trust, encoders=encoders, combiner=instantiate(cfg["combiner"], "combiner", trust))
     return instantiate(
         node,
         "model",

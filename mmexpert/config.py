@@ -234,6 +234,8 @@ def _check_arguments(path: str, node: dict[str, Any], given: set[str]) -> None:
     keys = {key for key in node if not key.startswith("_")}
     for key in sorted(keys - set(accepted)):
         raise ConfigError(f"{path}.{key}: {node['_target_']} takes no such key{suggest(key, sorted(set(accepted) - given))}")
+    for key in sorted(given - set(accepted)):
+        raise ConfigError(f"{path}: {node['_target_']} takes no {key}: choose another {path.split('.')[0]}=, or leave the {key} out")
     needed = {name for name, p in accepted.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL}
     for key in sorted(needed - keys - given):
         raise ConfigError(f"{path}: {node['_target_']} needs the key {key!r}")
