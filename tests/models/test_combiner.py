@@ -11,7 +11,14 @@ from mmexpert.types import ConfigError, SourceError
 
 PUBLISHED = {
     f"{layer}.{kind}"
-    for layer in ("text_projection_layer", "image_projection_layer", "combiner_layer", "output_layer", "dynamic_scalar.0", "dynamic_scalar.3")
+    for layer in (
+        "text_projection_layer",
+        "image_projection_layer",
+        "combiner_layer",
+        "output_layer",
+        "dynamic_scalar.0",
+        "dynamic_scalar.3",
+    )
     for kind in ("weight", "bias")
 }
 
