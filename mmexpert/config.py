@@ -75,6 +75,7 @@ NOT_HASHED = [
     "cv.lock",
     "expect_processes",
     "data_check",
+    "cache_dir",
     "trainer.device",
     "trainer.num_workers",
     "trainer.prefetch_factor",
@@ -89,7 +90,6 @@ NOT_HASHED = [
     "trainer.save_top_k",
 ]
 """Keys that can not change a number: neither the config hash nor the run folder's name holds them."""
-
 
 CHOICES = {
     "resume": ("auto", "must", "never"),
@@ -123,9 +123,10 @@ def check(cfg: DictConfig) -> dict[str, Any]:
             raise ConfigError(f"{key}={value}: choose one of {', '.join(allowed)}")
     if plain["seed"] < 0:
         raise ConfigError(f"seed={plain['seed']}: a seed is 0 or above")
-    for key in _AT_LEAST_ONE:
-        if (value := plain["trainer"][key]) is not None and value < 1:
-            raise ConfigError(f"trainer.{key}={value}: 1 or more")
+    counts = {f"trainer.{key}": plain["trainer"][key] for key in _AT_LEAST_ONE} | {"cache_batch_size": plain["cache_batch_size"]}
+    for key, value in counts.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{key}={value}: 1 or more")
     return plain
 
 
@@ -235,7 +236,7 @@ def _check_arguments(path: str, node: dict[str, Any], given: set[str]) -> None:
     for key in sorted(keys - set(accepted)):
         raise ConfigError(f"{path}.{key}: {node['_target_']} takes no such key{suggest(key, sorted(set(accepted) - given))}")
     for key in sorted(given - set(accepted)):
-        raise ConfigError(f"{path}: {node['_target_']} takes no {key}: choose another {path.split('.')[0]}=, or leave the {key} out")
+        raise ConfigError(f"{path}: {node['_target_']} takes no {key}: choose another {path.split('.')[0]}=, or {key}=null")
     needed = {name for name, p in accepted.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL}
     for key in sorted(needed - keys - given):
         raise ConfigError(f"{path}: {node['_target_']} needs the key {key!r}")

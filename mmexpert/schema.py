@@ -70,6 +70,7 @@ class RunKeys:
     combiner: Any = MISSING
     cache: bool = MISSING
     cache_batch_size: int = MISSING
+    cache_dir: str = MISSING
     similarity: Any = MISSING
     loss: Any = MISSING
     dataset: Any = MISSING

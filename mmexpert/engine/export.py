@@ -13,7 +13,7 @@ from mmexpert.engine.files import sha256_file, strict_json, write_atomic
 from mmexpert.engine.results import masked, versions
 from mmexpert.types import ClassTable
 
-PARTS = ("encoder", "model", "similarity", "dataset")
+PARTS = ("encoder", "model", "combiner", "similarity", "dataset")
 """Nodes of the configuration that a loaded model needs: dataset for its transforms alone."""
 
 
