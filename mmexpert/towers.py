@@ -48,7 +48,9 @@ class StoredTowers:
             for key in sorted(set(node) | set(self.encoders[role])):
                 here, there = node.get(key), self.encoders[role].get(key)
                 if key not in _MAY_DIFFER and here != there:
-                    raise ConfigError(f"encoder.{role}.{key}={here}, but model.towers={self.run} has {there}: give its encoder options again")
+                    raise ConfigError(
+                        f"encoder.{role}.{key}={here}, but model.towers={self.run} has {there}: give its encoder options again"
+                    )
             backbone = self.folder / f"backbone_{role}"
             local[role] = node | ({"name": str(backbone)} if backbone.is_dir() else {"weights": None} if "weights" in node else {})
         return local

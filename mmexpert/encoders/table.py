@@ -41,7 +41,9 @@ class TextTable(Table):
     def __init__(self, tokenizer: RowTokenizer, dim: int, lr_scale: float, file: str) -> None:
         super().__init__(dim, lr_scale, file)
         if len(tokenizer.rows) != len(self.table):
-            raise ConfigError(f"{file} holds {len(self.table)} rows, texts.json beside it {len(tokenizer.rows)} texts: build the cache again")
+            raise ConfigError(
+                f"{file} holds {len(self.table)} rows, texts.json beside it {len(tokenizer.rows)} texts: build the cache again"
+            )
 
     def forward(self, text: dict[str, Tensor]) -> Encoding:
         """text {input_ids int64 [B, 1]}, rows of the table -> features [B, D]."""
@@ -64,7 +66,9 @@ class RowTokenizer:
     def __call__(self, texts: list[str]) -> dict[str, Tensor]:
         """B texts -> {input_ids, attention_mask} int64 [B, 1]. Raises DataError for a caption that was not encoded."""
         if unknown := next((text for text in texts if text not in self.rows), None):
-            raise DataError(f"the feature cache has no caption {unknown!r}: choose cache=false, or remove the cache so that it is built anew")
+            raise DataError(
+                f"the feature cache has no caption {unknown!r}: choose cache=false, or remove the cache so that it is built anew"
+            )
         ids = torch.tensor([self.rows[text] for text in texts])[:, None]
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
