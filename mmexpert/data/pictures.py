@@ -62,6 +62,11 @@ class PictureTransform:
             picture = jittered(picture, order.tolist(), (draws * self.jitter).tolist())
         return normalized(picture, self.mean, self.std)
 
+    def told(self) -> dict[str, object]:
+        """What a protocol says of the transform."""
+        crop = self.crop_scale if self.crop_scale is None else list(self.crop_scale)
+        return {"side": self.side, "crop_scale": crop, "flip": self.flip, "jitter": list(self.jitter)}
+
 
 def open_picture(path: Path, record: str, exif: bool) -> Image.Image:
     """The file's picture in RGB, upright as its EXIF tag says where exif is true. Raises DataFault naming file and record.
