@@ -21,7 +21,6 @@ class Cirr(ComposedDataset):
     """All names of the split file are the gallery; the reference is left out of it when its own query is ranked."""
 
     set_name = "cirr"
-    protocol = "cirr"
 
     def read(self, split: str) -> Annotations:
         """The annotations of a split."""

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from mmexpert.data.composed_index import PARTS, Annotations, Query
-from mmexpert.data.composed_pictures import open_picture
 from mmexpert.data.findings import Finding
+from mmexpert.data.pictures import open_picture
 from mmexpert.data.preflight import find_pictures, missing_pictures, write_missing
 from mmexpert.data.records import Draw, Record, RecordDataset
 from mmexpert.data.sampling import EVALUATION, sample_rng
 from mmexpert.types import ConfigError
 
-Transform = Callable[[Any], np.ndarray]
+Transform = Callable[[Image.Image, np.random.Generator | None], np.ndarray]
+
+_THUMBNAIL = 128  # longer side, pixels
 
 
 class Pictures(RecordDataset):
@@ -29,15 +32,15 @@ class Pictures(RecordDataset):
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         """The picture of a draw; nothing about it is random."""
         name = self.records[draw[0]].id
-        return {"image": self.transform(open_picture(self.files[name], name)), "id": self.ids[name]}
+        return {"image": self.transform(open_picture(self.files[name], name, False), None), "id": self.ids[name]}
 
 
 @dataclass(kw_only=True, eq=False)
 class ComposedDataset(RecordDataset):
-    """Base of the composed sets. A subclass has set_name, protocol, read(split) and picture_root().
+    """Base of the composed sets. A subclass has set_name, read(split) and picture_root().
 
-    split: null (train and val) or the one split to read (test, test1: no targets). transform: picture -> float32 [3, S, S]. The
-    constructor reads all rows and looks every picture up; missing_file lists those that are not there.
+    split: null (train and val) or the one split to read (test, test1: no targets). transform: as in data.pictures, called
+    as in evaluation. The constructor reads all rows and looks every picture up; missing_file lists those that are not there.
     """
 
     root: str
@@ -50,7 +53,6 @@ class ComposedDataset(RecordDataset):
 
     unit_length, pad_to, max_length = 1, "batch", 1  # what collate asks of clips; pictures have none
     set_name = ""
-    protocol = ""  # fashioniq | cirr: how the set is scored
 
     def read(self, split: str) -> Annotations:
         """The annotations of a split. Raises DataError and ConfigError."""
@@ -107,11 +109,22 @@ class ComposedDataset(RecordDataset):
 
     def picture(self, part: str, name: str) -> np.ndarray:
         """A picture as the tower sees it, float32 [3, S, S]."""
-        return self.transform(open_picture(self.files[part][name], name))
+        return self.transform(open_picture(self.files[part][name], name, False), None)  # EXIF rotation is not applied, as published
 
     def pictures(self, part: str) -> Pictures:
         """Classic rows of all pictures of a part: its galleries, each picture once (in train: references and targets)."""
         return Pictures(f"{self.set_name} {part}", self.files[part], self.annotations[part].position, self.transform)
+
+    def thumbnail(self, part: str, name: str) -> Image.Image:
+        """A small RGB picture for the sheet of retrieved pictures, always from its file."""
+        picture = open_picture(self.files[part][name], name, False)
+        picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        return picture
+
+    def told(self, part: str) -> dict[str, Any]:
+        """What a protocol says of a part: split, gallery, transform."""
+        told = self.transform.told() if hasattr(self.transform, "told") else type(self.transform).__name__
+        return {"split": self.annotations[part].split, "gallery": self.annotations[part].gallery, "transform": told}
 
     def galleries(self, part: str) -> dict[str, np.ndarray]:
         """Ids int64 of each category's gallery, ascending; missing pictures are not among them."""

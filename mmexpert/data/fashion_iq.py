@@ -26,7 +26,6 @@ class FashionIQ(ComposedDataset):
     gallery: str
 
     set_name = "fashion_iq"
-    protocol = "fashioniq"
 
     def read(self, split: str) -> Annotations:
         """The annotations of a split."""

@@ -1,7 +1,11 @@
 """Black borders that make a picture squarer before it is resized and cropped (CLIP4Cir, arXiv 2308.11485)."""
 
+from collections.abc import Sequence
+
+import numpy as np
 from PIL import Image
 
+from mmexpert.data.pictures import PictureTransform
 from mmexpert.types import ConfigError
 
 PADS = ("none", "square", "target")
@@ -37,3 +41,20 @@ class Padding:
             return 0, 0
         wanted = longer if self.pad == "square" else longer / self.target_ratio
         return max(int((wanted - width) / 2), 0), max(int((wanted - height) / 2), 0)
+
+
+class PaddedPicture:
+    """Padding, then the evaluation rule of data.pictures with side, mean and std, in training too: no flip and no random crop, since a
+    caption may say left or closer."""
+
+    def __init__(self, pad: str, target_ratio: float, side: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.padding = Padding(pad, target_ratio)
+        self.picture = PictureTransform(side, mean, std, None, 0.0, [0, 0, 0, 0])
+
+    def __call__(self, picture: Image.Image, rng: np.random.Generator | None) -> np.ndarray:
+        """An RGB picture of any size -> float32 [3, S, S]; nothing is drawn from rng."""
+        return self.picture(self.padding(picture), None)
+
+    def told(self) -> dict[str, object]:
+        """What a protocol says of the transform."""
+        return {"pad": self.padding.pad, "target_ratio": self.padding.target_ratio, "side": self.picture.side}

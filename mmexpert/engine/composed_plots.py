@@ -1,9 +1,8 @@
 """Pictures of composed retrieval: recalls, ranks and hubs; and a sheet of queries with what was found. 150 dpi, no display needed."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-_PIXELS = 128  # side of a thumbnail
 
 
 def composed_metrics(path: Path, tables: dict[str, Any], protocol: dict[str, Any], metrics: dict[str, Any]) -> None:
@@ -33,21 +32,16 @@ def composed_metrics(path: Path, tables: dict[str, Any], protocol: dict[str, Any
     figure.savefig(path, dpi=150)
 
 
-def retrieved(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A row a query: reference, caption, target, first five; the target's frame is green where it is among them."""
-    from PIL import Image
-
-    columns = max(len(row["files"]) for row in rows)
+def retrieved(path: Path, rows: list[dict[str, Any]], thumbnail: Callable[[str], Any]) -> None:
+    """A row a query: reference, caption, target, first five; the target among them has a green title. thumbnail: name -> PIL image."""
+    columns = max(len(row["names"]) for row in rows)
     figure, panels = _figure(len(rows), columns, (1.7 * columns, 1.9 * len(rows)))
     for panel in panels:
         panel.axis("off")
     for i, row in enumerate(rows):
-        for j, (name, file) in enumerate(zip(row["names"], row["files"], strict=True)):
-            with Image.open(file) as picture:
-                thumbnail = picture.convert("RGB")
-                thumbnail.thumbnail((_PIXELS, _PIXELS))
+        for j, name in enumerate(row["names"]):
             panel = panels[i * columns + j]
-            panel.imshow(thumbnail)
+            panel.imshow(thumbnail(name))
             hit = j > 1 and name == row["names"][1]
             title = ("reference", f"target, rank {row['rank']:g}")[j] if j < 2 else f"{j - 1}" + (" (target)" if hit else "")
             panel.set_title(title, fontsize=7, color="green" if hit else "black")

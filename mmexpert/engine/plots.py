@@ -32,7 +32,7 @@ def write_plots(
         from mmexpert.engine.composed_plots import composed_metrics, retrieved
 
         composed_metrics(plots / "model_metrics.png", tables, protocol, metrics)
-        retrieved(plots / "retrieved.png", tables["retrieved"])
+        retrieved(plots / "retrieved.png", tables["retrieved"], tables["thumbnail"])
     if "confusion" in tables:
         confusion(plots / "confusion.png", tables["confusion"])
 

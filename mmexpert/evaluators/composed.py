@@ -44,7 +44,7 @@ class Composed:
 
 
 class ComposedEvaluator:
-    """protocol: auto (the data set's) | fashioniq (the reference stays in the gallery) | cirr (it is left out; group recall).
+    """protocol: auto (cirr where queries have groups) | fashioniq (reference in the gallery) | cirr (reference out, recall in the group).
 
     combine: auto (a run's own combiner; sum for a feature file) | sum | normalised_sum | text | image. ties: pessimistic | optimistic |
     mean.
@@ -74,7 +74,9 @@ class ComposedEvaluator:
             raise DataError(
                 f"{dataset.name}: the split of the {part} part keeps its targets secret; python -m mmexpert.submit writes the files"
             )
-        protocol = dataset.protocol if self.protocol == "auto" else self.protocol
+        protocol = self.protocol
+        if protocol == "auto":
+            protocol = "fashioniq" if encoded.members is None else "cirr"
         ranks, order = self._ranks(encoded, dataset, part, protocol)
         metrics = fashioniq_metrics(ranks) if protocol == "fashioniq" else cirr_metrics(next(iter(ranks.values())))
         metrics |= edit_recalls(dataset, encoded.ids[order], torch.cat([ranked.rank for ranked in ranks.values()]))
@@ -122,20 +124,17 @@ class ComposedEvaluator:
         if protocol == "cirr":
             shown += [f"Rs@{n}" for n in GROUP_K]
             chance |= {f"Rs@{n}": 20.0 * n for n in GROUP_K}
-        annotations = dataset.annotations[part]
         return {
             "part": part,
             "dataset": dataset.name,
             "protocol": protocol,
-            "split": annotations.split,
+            **dataset.told(part),
             "categories": [name for name in ranks if name != "all"],
-            "gallery": annotations.gallery,
             "gallery_sizes": {name: ranked.gallery for name, ranked in ranks.items()},
             "queries": sum(len(ranked.rank) for ranked in ranks.values()),
             "reference": "left out of the gallery" if protocol == "cirr" else "in the gallery",
             "combiner": type(getattr(model, "combiner", model)).__name__ if self.combine == "auto" else self.combine,
             "weights": {role: getattr(encoder, "weights", None) for role, encoder in getattr(model, "encoders", {}).items()},
-            "transform": dataset.transform.told() if hasattr(dataset.transform, "told") else str(dataset.transform),
             "precision": "fp32 scores, fp64 where two are within 2e-6",
             "ties": self.ties,
             "k": list(k),
