@@ -154,7 +154,7 @@ def positive_keys(records: Sequence[Record], by: str) -> np.ndarray:
 
 
 def caption_components(records: Sequence[Record]) -> list[str]:
-    """Name of each record's component under "shares a normalised caption with" (union-find)."""
+    """Name of each record's component under "is of the same item or shares a normalised caption with" (union-find)."""
     parent = list(range(len(records)))
 
     def root(i: int) -> int:
@@ -163,10 +163,10 @@ def caption_components(records: Sequence[Record]) -> list[str]:
             i = parent[i]
         return i
 
-    first_with: dict[str, int] = {}
+    first_with: dict[tuple[str, str], int] = {}
     for i, record in enumerate(records):
-        for caption in record.captions:
-            other = first_with.setdefault(normalize_caption(caption), i)
+        for tie in [("item", record.item or record.id), *(("caption", normalize_caption(caption)) for caption in record.captions)]:
+            other = first_with.setdefault(tie, i)
             parent[root(i)] = root(other)
     lowest: dict[int, int] = {}
     for i in range(len(records)):
