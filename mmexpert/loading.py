@@ -76,6 +76,24 @@ class LoadedModel:
         batches = [collate(samples[i : i + batch_size])["radar"] for i in range(0, len(samples), batch_size)]
         return self._encode("radar", batches, normalize)
 
+    def compose(self, reference: Any, text: str | Sequence[str], batch_size: int = 64) -> Tensor:
+        """Query features, unit rows fp32 [N, D], of reference pictures (one or a list, as encode takes them) and as many texts.
+
+        Raises TypeError where the model does not compose, or pictures and texts differ in number.
+        """
+        if not hasattr(self.model, "compose"):
+            raise TypeError(f"this model does not compose; it encodes {', '.join(self.roles)}: train one with model=composed")
+        texts = [text] if isinstance(text, str) else list(text)
+        pictures = self.encode("image", reference, batch_size, normalize=False)
+        if self.tokenizer is None or len(texts) != len(pictures):
+            raise TypeError(f"{len(pictures)} reference pictures and {len(texts)} texts: give as many of each")
+        parts = [torch.zeros(0, self.dim)]
+        with torch.inference_mode():
+            for i in range(0, len(texts), batch_size):
+                tokens = to_device(self.tokenizer(texts[i : i + batch_size]), self.device)
+                parts.append(self.model.compose(pictures[i : i + batch_size].to(self.device), tokens).float().cpu())
+        return torch.cat(parts)
+
     def similarity(self, a: Tensor, b: Tensor) -> Tensor:
         """Cosine [Na, Nb] of two sets of features."""
         return F.normalize(a.float(), dim=1) @ F.normalize(b.float(), dim=1).T
@@ -146,4 +164,11 @@ def _local(config: dict[str, Any], folder: Path) -> dict[str, Any]:
             encoders[role] = node | {"name": str(folder / f"backbone_{role}")}
         elif node and "weights" in node:
             encoders[role] = node | {"weights": None}  # its own are loaded below
-    return config | {"encoder": encoders}
+    nulled = {"model": ("towers",), "combiner": ("weights",)}
+    parts = {name: _without_sources(config[name], keys) for name, keys in nulled.items() if config.get(name)}
+    return config | {"encoder": encoders} | parts
+
+
+def _without_sources(node: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """The node with what names other files taken out: all weights lie in the model folder."""
+    return node | {key: None for key in keys if key in node}

@@ -152,8 +152,10 @@ def _train(
     seed_rank(seed, ranks.rank)
     dataset.fit(parts["train"])
     place = build.Placement(accelerator.device, ranks.rank, ranks.processes)
-    loaders = build.build_loaders(cfg, dataset, parts, tokenizer, seed, place)
     objective.to(accelerator.device)
+    cache = build.build_cache(cfg, model, dataset, tokenizer)  # frozen towers become tables
+    served, tokens = (cache.dataset, cache.tokenizer) if cache else (dataset, tokenizer)
+    loaders = build.build_loaders(cfg, served, parts, tokens, seed, place)
     optimizer, schedule = build.build_optimizer(cfg, objective, loaders.steps_per_epoch)
     evaluator = build.build_evaluator(cfg, session.trust)
     run, settings = open_run(session, folder, prefix, accelerator, loaders, objective)
@@ -166,6 +168,8 @@ def _train(
             load_best(objective, run.checkpoints, session.cv.selection == "last")
             wanted = [*cfg["final_parts"], *([] if parts["test"] else ["valid"])]
             scored = score_parts(objective, loaders, evaluator, accelerator, list(dict.fromkeys(wanted)))
+        if cache:
+            cache.put_back()  # the saved model has its towers
         finished = on_first_rank(
             ranks,
             lambda: _write(session, folder, objective, tokenizer, classes, progress, scored, status.seconds + time.monotonic() - started),
