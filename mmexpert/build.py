@@ -11,6 +11,7 @@ from mmexpert.config import instantiate, locate
 from mmexpert.data.collate import Collate
 from mmexpert.data.loaders import Loaders, PlanSettings, WorkerSettings
 from mmexpert.data.records import RecordDataset
+from mmexpert.encoders.clip_source import one_load
 from mmexpert.encoders.tokenizer import TextTokenizer
 from mmexpert.engine.objective import Objective
 from mmexpert.engine.optim import parameter_groups
@@ -44,12 +45,16 @@ def training_classes(dataset: RecordDataset, train: Sequence[int]) -> ClassTable
 def build_model(cfg: Config, classes: ClassTable | None, tokenizer: TextTokenizer | None, trust: Sequence[str] = ()) -> torch.nn.Module:
     """Towers, head and the model that joins them."""
     encoders = {}
-    for role, node in (cfg.get("encoder") or {}).items():
-        if node:
-            given = {"tokenizer": tokenizer} if role == "text" else {}
-            encoders[role] = instantiate(node, "encoder", trust, **given)
+    with one_load():  # two towers of one CLIP read its file once
+        for role, node in (cfg.get("encoder") or {}).items():
+            if node:
+                given = {"tokenizer": tokenizer} if role == "text" else {}
+                encoders[role] = instantiate(node, "encoder", trust, **given)
     node = dict(cfg["model"])
     head = node.pop("head", None)
+    if node.get("projection_dim", 0) is None and encoders:  # the towers' own width; the model compares them
+        node["projection_dim"] = width = next(iter(encoders.values())).dim
+        head = head | {"dim": width} if head and "dim" in head else head
     return instantiate(
         node,
         "model",

@@ -34,6 +34,18 @@ def parameter_groups(objective: nn.Module, lr: float, weight_decay: float) -> li
     return [groups[key] for key in sorted(groups)]
 
 
+def warn_of_rates(objective: nn.Module, lr: float) -> None:
+    """Says so where a pretrained tower learns faster than 1e-4, which destroys what it knows (open_clip issues 41, 999)."""
+    for role, tower in objective.model.encoders.items():
+        frozen = {id(p) for part in tower.frozen_modules() for p in part.parameters()}
+        learns = any(p.requires_grad and id(p) not in frozen for p in tower.parameters())
+        if tower.pretrained and learns and lr * tower.lr_scale > _DESTRUCTIVE:
+            log.warning(
+                "optimizer.lr=%g x encoder.%s.lr_scale=%g is %.2g for a pretrained tower: above %g it forgets what it knows; lower one of them",
+                lr, role, tower.lr_scale, lr * tower.lr_scale, _DESTRUCTIVE,
+            )  # fmt: skip
+
+
 class WarmupSchedule(LRScheduler):
     """Linear warm-up, then cosine, linear or constant from the base rate to min_lr of it.
 
