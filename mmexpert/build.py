@@ -14,7 +14,7 @@ from mmexpert.data.records import RecordDataset
 from mmexpert.encoders.clip_source import one_load
 from mmexpert.encoders.tokenizer import TextTokenizer
 from mmexpert.engine.objective import Objective
-from mmexpert.engine.optim import parameter_groups
+from mmexpert.engine.optim import parameter_groups, warn_of_rates
 from mmexpert.models.heads import ClassPrompts
 from mmexpert.types import ClassTable, ConfigError, TokenCorpus
 
@@ -135,6 +135,7 @@ def build_optimizer(
     """Optimizer over the parameter groups of all towers, and the rate's schedule, counted in optimizer steps."""
     node = cfg["optimizer"]
     groups = parameter_groups(objective, node["lr"], node.get("weight_decay", 0.0))
+    warn_of_rates(objective, node["lr"])
     try:
         optimizer = instantiate(node, "optimizer", params=groups)
     except ValueError as error:  # torch's word on a number out of range

@@ -11,10 +11,11 @@ from mmexpert.types import ConfigError
 class Encoder(nn.Module):
     """A tower: inputs of one role -> Encoding of width dim. lr_scale: its learning rate as a share of optimizer.lr.
 
-    pretrained: whether its backbone began with stored weights, which a high rate destroys. Raises ConfigError where dim is null.
+    fine_tuned: whether its backbone begins with stored weights and learns on, so that a high rate would destroy them. Raises
+    ConfigError where dim is null.
     """
 
-    pretrained = False
+    fine_tuned = False
 
     def __init__(self, dim: int, lr_scale: float) -> None:
         super().__init__()

@@ -61,10 +61,9 @@ class ClipImage(ImageEncoder):
             stored = stored_clip(name, weights, backend, "image")
             sizes = stored.image
         super().__init__(sizes.joint if dim is None else dim, lr_scale, side, in_chans, mean, std)
-        self.sizes, self.pretrained = sizes, stored is not None
+        self.sizes, self.fine_tuned = sizes, stored is not None and not freeze_backbone
         self.model, self.projection = image_module(sizes, side)
         self.joint = Joint(sizes.joint, self.dim)
-        self.freeze_backbone, self.norm = freeze_backbone, norm
         self.frozen = frozen_parts(self.model, freeze_backbone, norm)
         if stored is None:
             return
@@ -138,7 +137,7 @@ class ClipText(Encoder):
         if max_length > sizes.positions:
             raise ConfigError(f"encoder.text.max_length={max_length}: the tower takes at most {sizes.positions} tokens")
         super().__init__(sizes.joint if dim is None else dim, lr_scale)
-        self.sizes, self.pretrained = sizes, stored is not None
+        self.sizes, self.fine_tuned = sizes, stored is not None and not freeze_backbone
         self.model, self.projection = text_module(sizes)
         self.joint = Joint(sizes.joint, self.dim)
         self.register_buffer("special_ids", torch.tensor(tokenizer.special_ids))

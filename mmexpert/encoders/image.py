@@ -116,8 +116,8 @@ class TimmImage(ImageEncoder):
         self.projection = nn.Linear(width, dim, bias=False)
         self.gives_tokens = width == self.model.num_features  # the same map serves both
         self.frozen = frozen_parts(self.model, freeze_backbone, norm)
-        self.pretrained = weights is not None
-        if self.pretrained:
+        self.fine_tuned = weights is not None and not freeze_backbone
+        if weights is not None:
             made_for = self.model.pretrained_cfg
             warn_of_constants(name, made_for["mean"], made_for["std"], mean, std)
 

@@ -115,8 +115,6 @@ class TransformersText(TextEncoder):
     freeze_backbone: only the projection learns. train_layers: all, or how many of the last layers learn.
     """
 
-    pretrained = True
-
     def __init__(
         self,
         tokenizer: TextTokenizer,
@@ -135,7 +133,7 @@ class TransformersText(TextEncoder):
         if pooling == "pooler" and getattr(model, "pooler", None) is None:
             raise ConfigError(f"encoder.text.pooling=pooler: {name} has no pooler; choose mean, which such models are trained for")
         super().__init__(model, dim, lr_scale, pooling, tokenizer.special_ids)
-        self.freeze_backbone = freeze_backbone
+        self.freeze_backbone, self.fine_tuned = freeze_backbone, not freeze_backbone
         if pooling != "pooler" and getattr(model, "pooler", None) is not None:
             model.pooler = None  # parameters that get no gradient break DDP
         if freeze_backbone:

@@ -1,5 +1,6 @@
 """Parameter groups and the rate's course over the steps."""
 
+import logging
 import math
 
 from torch import nn
@@ -7,6 +8,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mmexpert.types import ConfigError
+
+log = logging.getLogger(__name__)
+_DESTRUCTIVE = 1e-4  # learning rate
 
 
 def parameter_groups(objective: nn.Module, lr: float, weight_decay: float) -> list[dict]:
@@ -37,11 +41,9 @@ def parameter_groups(objective: nn.Module, lr: float, weight_decay: float) -> li
 def warn_of_rates(objective: nn.Module, lr: float) -> None:
     """Says so where a pretrained tower learns faster than 1e-4, which destroys what it knows (open_clip issues 41, 999)."""
     for role, tower in objective.model.encoders.items():
-        frozen = {id(p) for part in tower.frozen_modules() for p in part.parameters()}
-        learns = any(p.requires_grad and id(p) not in frozen for p in tower.parameters())
-        if tower.pretrained and learns and lr * tower.lr_scale > _DESTRUCTIVE:
+        if getattr(tower, "fine_tuned", False) and lr * tower.lr_scale > _DESTRUCTIVE * (1 + 1e-6):
             log.warning(
-                "optimizer.lr=%g x encoder.%s.lr_scale=%g is %.2g for a pretrained tower: above %g it forgets what it knows; lower one of them",
+                "optimizer.lr=%g x encoder.%s.lr_scale=%g is %.2g for a pretrained tower: above %g it forgets; lower one of them",
                 lr, role, tower.lr_scale, lr * tower.lr_scale, _DESTRUCTIVE,
             )  # fmt: skip
 
