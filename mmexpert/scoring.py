@@ -65,7 +65,7 @@ def score_fold(
     settings = LaunchSettings(trainer["device"], trainer["mixed_precision"], 1, trainer["deterministic"], trainer["group_timeout_s"], None)
     accelerator = launch(settings, None, folder)
     texts = dataset.training_texts(parts["train"])
-    tokenizer = build.build_tokenizer(cfg, texts)
+    tokenizer = build.build_tokenizer(cfg, dataset.vocabulary_texts(parts["train"]))
     classes = build.training_classes(dataset, parts["train"])
     model = build.build_model(cfg, classes, tokenizer, trust)
     objective = build.build_objective(cfg, model, tokenizer.corpus(texts) if tokenizer else None, trust)

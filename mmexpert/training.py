@@ -143,7 +143,7 @@ def _train(
     seed = fold_seed(cfg["seed"], fold, session.cv.same_init)
     seed_all(seed)
     texts = dataset.training_texts(parts["train"])
-    tokenizer = build.build_tokenizer(cfg, texts)
+    tokenizer = build.build_tokenizer(cfg, dataset.vocabulary_texts(parts["train"]))
     classes = build.training_classes(dataset, parts["train"])
     model = build.build_model(cfg, classes, tokenizer, session.trust)
     objective = build.build_objective(cfg, model, tokenizer.corpus(texts) if tokenizer else None, session.trust)

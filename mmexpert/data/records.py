@@ -90,11 +90,15 @@ class RecordDataset(Dataset):
         """Raises ConfigError where nobody has said which records belong together; called under a grouped cv."""
 
     def training_texts(self, indices: Sequence[int]) -> list[str]:
-        """Captions from which a vocabulary may be built: those of the given records, and the class texts."""
+        """Captions that training may see: those of the given records, and the class texts."""
         texts = [caption for i in indices for caption in self.records[i].captions]
         if self.classes is not None:
             texts += [text for texts_of_class in self.classes.texts for text in texts_of_class]
         return texts
+
+    def vocabulary_texts(self, indices: Sequence[int]) -> list[str]:
+        """Texts from which a vocabulary is built: the training texts, but where a data set has a fixed list of words."""
+        return self.training_texts(indices)
 
     def fingerprint(self) -> str:
         """SHA-256 over the sorted records: id, split, label, group, texts and bytes; no modification times."""
