@@ -9,7 +9,11 @@ from mmexpert.types import ConfigError, SourceError
 
 
 def conv(**given):
-    return ConvImage(**{"dim": 16, "lr_scale": 1.0, "side": 32, "in_chans": 3, "mean": [0.5], "std": [0.25], "channels": [8, 12]} | given)
+    keys = {
+        "dim": 16, "lr_scale": 1.0, "side": 32, "in_chans": 3, "mean": [0.5], "std": [0.25], "channels": [8, 12], "freeze_backbone": False,
+        "norm": "batch",
+    }  # fmt: skip
+    return ConvImage(**keys | given)
 
 
 def small(**given):
