@@ -136,7 +136,7 @@ def _table_rows(path: Path, columns: dict[str, str], faults: FaultList) -> Itera
                 raise DataFault(message, "wrong_field", str(path))
         yield from _rows(records(), path, columns, faults)
     except csv.Error as error:
-        message = f"{path}, line {reader.line_num}: {error}; quote cells that hold the delimiter or quotes"
+        message = f"{path}, line {reader.reader.line_num}: {error}; quote cells that hold the delimiter or quotes"
         raise DataFault(message, "undecodable", str(path)) from error
 
 
