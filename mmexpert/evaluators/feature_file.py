@@ -99,10 +99,10 @@ def score_features(file: FeatureFile, protocol: str, combine: str, ties: str) ->
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise DataError(f"{path}: no readable .npz file; write it with numpy.savez, with {', '.join(_NEEDED)}")
     try:
         with np.load(path, allow_pickle=False) as content:
-            if not isinstance(content, np.lib.npyio.NpzFile):
-                raise DataError(f"{path}: a single array, expected an .npz with {', '.join(_NEEDED)}")
             unknown = sorted(set(content.files) - set(_KNOWN))
             if unknown:
                 raise DataError(f"{path}: unknown array {unknown[0]!r}; there are {', '.join(_KNOWN)}")
