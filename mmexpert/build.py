@@ -11,6 +11,7 @@ import torch
 from mmexpert.config import instantiate, locate
 from mmexpert.data.collate import Collate
 from mmexpert.data.loaders import Loaders, PlanSettings, WorkerSettings
+from mmexpert.data.preparation import picture_node
 from mmexpert.data.records import RecordDataset
 from mmexpert.encoders.clip_source import one_load
 from mmexpert.encoders.tokenizer import TextTokenizer
@@ -27,6 +28,13 @@ Config = dict[str, Any]
 def build_dataset(cfg: Config, trust: Sequence[str] = ()) -> RecordDataset:
     """The data set; all its records are read and checked here."""
     return instantiate(cfg["dataset"], "dataset", trust)
+
+
+def stored_preparation(cfg: Config, dataset: RecordDataset) -> dict[str, Any]:
+    """Nodes by role of what turns a user's inputs into a tower's, for the saved model; after dataset.fit()."""
+    transform = cfg["dataset"].get("transform")
+    node = dataset.preparation() or (picture_node(transform, cfg["dataset"].get("exif", True)) if transform else None)
+    return {"image": node} if node else {}
 
 
 def build_tokenizer(cfg: Config, texts: list[str]) -> TextTokenizer | None:

@@ -1,6 +1,5 @@
 """Both towers of one CLIP: tiny ones made here give the very features of transformers and of open_clip."""
 
-import json
 import logging
 
 import pytest
@@ -38,50 +37,13 @@ def tokenizer_of(weights, length=20):
     return ClipText.tokenizer_for(TEXTS, {"name": "ViT-B/32", "weights": weights and str(weights), "backend": "auto", "max_length": length})
 
 
-def save_tokenizer(folder):
-    """CLIP's tokenizer over characters: the real class, a vocabulary without merges."""
-    from transformers import CLIPTokenizer
-
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    pieces = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer.from_pretrained(str(folder))
-    tokenizer.model_max_length = 20
-    tokenizer.save_pretrained(folder)
-    return len(pieces)
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory):
-    """A CLIP of 2 layers as transformers writes it: configuration, weights, tokenizer, processor."""
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
-
-    folder = tmp_path_factory.mktemp("models") / "clip"
-    folder.mkdir()
-    size = save_tokenizer(folder)
-    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = CLIPConfig(
-        text_config=small | {"vocab_size": size, "max_position_embeddings": 20, "eos_token_id": size - 1, "bos_token_id": size - 2},
-        vision_config=small | {"image_size": 32, "patch_size": 8},
-        projection_dim=24,
-    )
-    torch.manual_seed(0)
-    model = CLIPModel(config)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.2)  # transformers' own start leaves all features nearly alike
-    model.save_pretrained(folder)
-    CLIPImageProcessor().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def tokenizer(clip_folder):
     return tokenizer_of(clip_folder)
 
 
 @pytest.fixture(scope="module")
-def open_clip_rn50(tmp_path_factory):
+def open_clip_rn50(save_clip_tokenizer, tmp_path_factory):
     """(model, file) of an RN50-type CLIP of open_clip at reduced size."""
     open_clip = pytest.importorskip("open_clip", reason="the extra mmexpert[openclip] is not installed")
     torch.manual_seed(0)
@@ -96,7 +58,7 @@ def open_clip_rn50(tmp_path_factory):
             value.uniform_(0.5, 1.5)
     file = tmp_path_factory.mktemp("open_clip") / "rn50.safetensors"
     save_file(model.state_dict(), file)
-    save_tokenizer(file.parent)
+    save_clip_tokenizer(file.parent)
     return model, file
 
 
