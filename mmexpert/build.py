@@ -11,11 +11,13 @@ import torch
 from mmexpert.config import instantiate, locate
 from mmexpert.data.collate import Collate
 from mmexpert.data.loaders import Loaders, PlanSettings, WorkerSettings
+from mmexpert.data.preparation import picture_node
 from mmexpert.data.records import RecordDataset
+from mmexpert.encoders.clip_source import one_load
 from mmexpert.encoders.tokenizer import TextTokenizer
 from mmexpert.engine.feature_cache import CacheSettings, FeatureCache
 from mmexpert.engine.objective import Objective
-from mmexpert.engine.optim import parameter_groups
+from mmexpert.engine.optim import parameter_groups, warn_of_rates
 from mmexpert.models.heads import ClassPrompts
 from mmexpert.towers import StoredTowers
 from mmexpert.types import ClassTable, ConfigError, TokenCorpus
@@ -26,6 +28,13 @@ Config = dict[str, Any]
 def build_dataset(cfg: Config, trust: Sequence[str] = ()) -> RecordDataset:
     """The data set; all its records are read and checked here."""
     return instantiate(cfg["dataset"], "dataset", trust)
+
+
+def stored_preparation(cfg: Config, dataset: RecordDataset) -> dict[str, Any]:
+    """Nodes by role of what turns a user's inputs into a tower's, for the saved model; after dataset.fit()."""
+    transform = cfg["dataset"].get("transform")
+    node = dataset.preparation() or (picture_node(transform, cfg["dataset"].get("exif", True)) if transform else None)
+    return {"image": node} if node else {}
 
 
 def build_tokenizer(cfg: Config, texts: list[str]) -> TextTokenizer | None:
@@ -57,19 +66,22 @@ def build_model(cfg: Config, classes: ClassTable | None, tokenizer: TextTokenize
     """Towers, head or combiner, and the model that joins them."""
     encoders = {}
     nodes, towers = cfg.get("encoder") or {}, stored_towers(cfg)
-    for role, node in (towers.nodes(nodes) if towers else nodes).items():
-        if node:
-            given = {"tokenizer": tokenizer} if role == "text" else {}
-            encoders[role] = instantiate(node, "encoder", trust, **given)
-    node = dict(cfg["model"])
+    with one_load():  # two towers of one CLIP read its file once
+        for role, node in (towers.nodes(nodes) if towers else nodes).items():
+            if node:
+                given = {"tokenizer": tokenizer} if role == "text" else {}
+                encoders[role] = instantiate(node, "encoder", trust, **given)
+    for role, tower in encoders.items() if towers else ():
+        towers.fill(role, tower)
+    node, combiner = dict(cfg["model"]), cfg.get("combiner")
     head = node.pop("head", None)
-    if cfg.get("combiner"):
+    if node.get("projection_dim", 0) is None and encoders:  # the towers' own width; the model compares them
+        node["projection_dim"] = width = next(iter(encoders.values())).dim
+        head, combiner = (part | {"dim": width} if part and "dim" in part else part for part in (head, combiner))
+    if combiner:
         if head:
             raise ConfigError("a combiner and model/head do not go together: choose model/head=none")
-        if towers:
-            for role, tower in encoders.items():
-                towers.fill(role, tower)
-        return instantiate(node, "model", trust, encoders=encoders, combiner=instantiate(cfg["combiner"], "combiner", trust))
+        return instantiate(node, "model", trust, encoders=encoders, combiner=instantiate(combiner, "combiner", trust))
     return instantiate(
         node,
         "model",
@@ -156,6 +168,7 @@ def build_optimizer(
     """Optimizer over the parameter groups of all towers, and the rate's schedule, counted in optimizer steps."""
     node = cfg["optimizer"]
     groups = parameter_groups(objective, node["lr"], node.get("weight_decay", 0.0))
+    warn_of_rates(objective, node["lr"])
     try:
         optimizer = instantiate(node, "optimizer", params=groups)
     except ValueError as error:  # torch's word on a number out of range

@@ -52,7 +52,8 @@ class StoredTowers:
                         f"encoder.{role}.{key}={here}, but model.towers={self.run} has {there}: give its encoder options again"
                     )
             backbone = self.folder / f"backbone_{role}"
-            local[role] = node | ({"name": str(backbone)} if backbone.is_dir() else {"weights": None} if "weights" in node else {})
+            stored = {"name": str(backbone)} if backbone.is_dir() else {}
+            local[role] = node | stored | ({"weights": None} if "weights" in node else {})
         return local
 
     def tokenizer(self) -> TextTokenizer | None:

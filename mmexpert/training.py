@@ -159,6 +159,7 @@ def _train(
     optimizer, schedule = build.build_optimizer(cfg, objective, loaders.steps_per_epoch)
     evaluator = build.build_evaluator(cfg, session.trust)
     run, settings = open_run(session, folder, prefix, accelerator, loaders, objective)
+    run.checkpoints.extra["preparation"] = build.stored_preparation(cfg, dataset)
     if ranks.rank == 0 and not prefix or fold.number == 1 and ranks.rank == 0:
         start_line(session, ranks, accelerator, objective, parts, tokenizer, texts)
     try:
@@ -187,7 +188,8 @@ def _write(
     session: Session, folder: Path, objective: Any, tokenizer: Any, classes: Any, progress: Progress, scored: dict[str, Any], seconds: float
 ) -> Finished:
     finished = write_results(folder, session.cfg, progress, scored, "epochs" if progress.patience_left else "early", seconds)
-    save_model(folder / "model", objective, session.cfg, tokenizer, classes, finished.metrics)
+    preparation = build.stored_preparation(session.cfg, session.dataset)
+    save_model(folder / "model", objective, session.cfg, tokenizer, classes, finished.metrics, preparation)
     if folder != session.folder:
         write_report(folder)
     return finished

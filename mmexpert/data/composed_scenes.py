@@ -118,6 +118,16 @@ class ComposedScenes(RecordDataset):
         """Classic rows of all pictures of a part: its gallery; in train, references and targets."""
         return self.shown[part]
 
+    def thumbnail(self, part: str, name: str) -> Image.Image:
+        """The picture for the sheet of retrieved pictures."""
+        pictures = self.shown[part]
+        return Image.fromarray(pictures.pixels[pictures.ids[name]])
+
+    def told(self, part: str) -> dict[str, Any]:
+        """What a protocol says of a part: split, gallery, transform."""
+        told = self.transform.told() if hasattr(self.transform, "told") else type(self.transform).__name__
+        return {"split": part, "gallery": "split", "transform": told}
+
     def galleries(self, part: str) -> dict[str, np.ndarray]:
         """The one gallery of a part: ids int64, ascending; the union over its queries."""
         return {"": np.arange(len(self.shown[part]), dtype=np.int64)}

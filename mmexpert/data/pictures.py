@@ -73,7 +73,11 @@ def open_picture(path: Path, record: str, exif: bool) -> Image.Image:
 
     Transparency is dropped and a palette expanded, as CLIP's own preprocessing does; 16-bit grey is scaled to 8 bits, not clipped.
     """
-    image = loaded(opened(path, record), path, record, exif)
+    return rgb(loaded(opened(path, record), path, record, exif), path, record)
+
+
+def rgb(image: Image.Image, path: Path, record: str) -> Image.Image:
+    """An image of any mode in RGB. Raises DataFault where its white is unknown."""
     if image.mode[0] not in "IF":
         return image.convert("RGBA" if image.has_transparency_data and image.mode == "P" else "RGB").convert("RGB")
     pixels = np.asarray(image)

@@ -67,8 +67,11 @@ class FilmTransform:
 
     def __call__(self, path: Path, record: str) -> tuple[np.ndarray, bool]:
         """(float32 [C, side, side] in 0..1, is the film of one value only?). Raises DataFault naming file and record."""
-        film = decode(path, record)
-        pixels = windowed(film, self.window, f"{path} (record {record})")
+        return self.film(decode(path, record), f"{path} (record {record})")
+
+    def film(self, film: Film, where: str) -> tuple[np.ndarray, bool]:
+        """The same of a decoded film; where: for messages."""
+        pixels = windowed(film, self.window, where)
         flat = bool(film.pixels.min() == film.pixels.max())
         return np.clip(resized(with_channels(pixels, self.channels), self.side, self.resize), 0, 1), flat
 
@@ -87,7 +90,11 @@ def decode(path: Path, record: str) -> Film:
         check_pixels(dicom_header(path, record), path, record)
         pixels, window = read_dicom(path, record)
         return Film(pixels[None], True, None, window)
-    image = loaded(opened(path, record), path, record, True)
+    return film_of(loaded(opened(path, record), path, record, True), path, record)
+
+
+def film_of(image: Image.Image, path: Path, record: str) -> Film:
+    """The film of an upright image. Raises DataFault."""
     if image.mode[0] in "IF":  # never through convert("L"), which clips them at 255
         pixels = np.asarray(image).astype(np.float32)
         if not np.isfinite(pixels).all():

@@ -86,6 +86,13 @@ class RecordDataset(Dataset):
     def fit(self, train: Sequence[int]) -> None:
         """Learns what a data set measures on its own records (image mean and sd): from a fold's training part, before its loaders."""
 
+    def preparation(self) -> dict[str, Any] | None:
+        """What a model trained here asks of a picture, as a plain node (`_target_` and values) that is stored with it; after fit().
+
+        None: there are no pictures, or dataset.transform says it all.
+        """
+        return None
+
     def require_groups(self) -> None:
         """Raises ConfigError where nobody has said which records belong together; called under a grouped cv."""
 

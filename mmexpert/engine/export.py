@@ -18,9 +18,15 @@ PARTS = ("encoder", "model", "combiner", "similarity", "dataset")
 
 
 def save_model(
-    folder: Path, objective: nn.Module, config: dict[str, Any], tokenizer: Any, classes: ClassTable | None, metrics: dict[str, Any]
+    folder: Path,
+    objective: nn.Module,
+    config: dict[str, Any],
+    tokenizer: Any,
+    classes: ClassTable | None,
+    metrics: dict[str, Any],
+    preparation: dict[str, Any],
 ) -> None:
-    """Writes the folder whole: into a temporary one, then renamed over the old."""
+    """Writes the folder whole: into a temporary one, then renamed over the old. preparation: nodes by role, fitted numbers included."""
     temporary = folder.with_name(f".tmp-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -39,6 +45,7 @@ def save_model(
     content = {
         "format": 1,
         **{name: masked(config.get(name)) for name in PARTS},
+        "preparation": preparation,
         "sequence_weight": config["sequence_weight"],
         "roles": [objective.model.query, objective.model.target],
         "metrics": {name: value for name, value in metrics.items() if isinstance(value, (int, float))},
