@@ -33,7 +33,9 @@ def build_dataset(cfg: Config, trust: Sequence[str] = ()) -> RecordDataset:
 def stored_preparation(cfg: Config, dataset: RecordDataset) -> dict[str, Any]:
     """Nodes by role of what turns a user's inputs into a tower's, for the saved model; after dataset.fit()."""
     transform = cfg["dataset"].get("transform")
-    node = dataset.preparation() or (picture_node(transform, cfg["dataset"].get("exif", True)) if transform else None)
+    node = dataset.preparation() or (
+        picture_node(transform, cfg["dataset"].get("exif", getattr(dataset, "exif", True))) if transform else None
+    )
     return {"image": node} if node else {}
 
 

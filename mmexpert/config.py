@@ -229,8 +229,7 @@ def _check_arguments(path: str, node: dict[str, Any], given: set[str]) -> None:
     accepted = inspect.signature(locate(node["_target_"])).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
         return
-    keys = {key for key in node if not key.startswith("_")}
-    for key in sorted(keys - set(accepted)):
+    for key in sorted((keys := {key for key in node if not key.startswith("_")}) - set(accepted)):
         raise ConfigError(f"{path}.{key}: {node['_target_']} takes no such key{suggest(key, sorted(set(accepted) - given))}")
     if alien := sorted(given - set(accepted)):
         raise ConfigError(f"{path}: {node['_target_']} takes no {alien[0]}: choose another {path.split('.')[0]}=, or {alien[0]}=null")

@@ -53,6 +53,7 @@ class ComposedDataset(RecordDataset):
 
     unit_length, pad_to, max_length = 1, "batch", 1  # what collate asks of clips; pictures have none
     set_name = ""
+    exif = False  # pictures are not turned, as published; a saved model prepares them alike
 
     def read(self, split: str) -> Annotations:
         """The annotations of a split. Raises DataError and ConfigError."""

@@ -60,6 +60,8 @@ class Loaders:
         self._train = Stream(self._source, workers, seed, persistent=True)
         self._open = {self._train}
         weakref.finalize(self, _close, self._open)  # at exit too: workers ignore TERM, and multiprocessing would wait for them for ever
+        if sum(sizes) < plan.batch_size and plan.rank == 0:
+            log.warning("trainer.batch_size=%d is cut to the %d training samples", plan.batch_size, sum(sizes))
         if (left := len(parts["train"]) - sum(sizes)) and plan.rank == 0:
             log.info("%d of %d training samples are left out of each epoch, other ones each time", left, len(parts["train"]))
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mmexpert.encoders.image import ConvImage
 from mmexpert.engine.objective import Objective
 from mmexpert.engine.optim import parameter_groups
 from mmexpert.losses.clip import ClipLoss
@@ -97,6 +98,18 @@ def test_each_choice_of_towers_changes_exactly_those(train_towers):
     assert towers == learns
     assert {group["name"] for group in optimizer.param_groups} == learns | {"model", "loss"}
     assert {role: tower.training for role, tower in composed.encoders.items()} == {role: role in learns for role in ("image", "text")}
+
+
+@pytest.mark.parametrize("norm", ["frozen", "batch"])
+def test_batchnorm_keeps_its_statistics_under_norm_frozen_alone(norm):
+    image = ConvImage(dim=D, lr_scale=1.0, side=16, in_chans=3, mean=[0.5], std=[0.25], channels=[4, 4], freeze_backbone=False, norm=norm)
+    composed = model(towers={"image": image, "text": Rows()})
+    before = {name: value.clone() for name, value in image.named_buffers()}
+    rows = batch(4, (6, D)) | {role: torch.randn(4, 3, 16, 16) for role in ("reference", "target")}
+    objective = Objective(composed, ClipLoss(0.07, True, "out", "both"), None, None, 0.0, 0.0).train()
+    objective(rows)[0]["loss_total"].backward()
+    same = all(torch.equal(value, before[name]) for name, value in image.named_buffers())
+    assert same == (norm == "frozen") and all(parameter.grad is not None for parameter in image.parameters())
 
 
 def test_gallery_and_composition_are_the_two_halves_of_forward():
