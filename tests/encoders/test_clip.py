@@ -203,6 +203,17 @@ def test_weights_that_are_nowhere_end_with_three_ways_and_never_with_random_ones
         tokenizer_of(weights)
 
 
+def test_a_tokenizer_that_can_not_be_read_and_one_that_is_not_there_are_source_errors(clip_folder, tmp_path):
+    for file in clip_folder.iterdir():
+        if "token" not in file.name and file.name not in ("vocab.json", "merges.txt"):
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(SourceError, match="its tokenizer.*copy a CLIP tokenizer's files into"):
+        tokenizer_of(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(SourceError, match="no tokenizer can be read from"):
+        tokenizer_of(tmp_path)
+
+
 def test_weights_cut_short_are_an_error_and_never_partly_random(clip_folder, tmp_path):
     tensors = read_tensors(clip_folder / "model.safetensors")
     name = next(name for name in tensors if name.startswith("vision_model.encoder.layers.1"))
