@@ -214,6 +214,33 @@ def test_a_tokenizer_that_can_not_be_read_and_one_that_is_not_there_are_source_e
         tokenizer_of(tmp_path)
 
 
+def test_a_hub_id_is_fetched_file_by_file_and_a_line_that_breaks_is_a_source_error(clip_folder, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    asked = []
+
+    def download(source, file):
+        asked.append((source, file))
+        if not (clip_folder / file).exists():
+            raise EntryNotFoundError("404")
+        return str(clip_folder / file)
+
+    monkeypatch.setattr(clip_source, "find_source", lambda name, key, otherwise, files: name)  # as where the hub answers
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert image_tower("someone/their-clip").dim == 24
+    assert asked == [("someone/their-clip", "config.json"), ("someone/their-clip", "model.safetensors")]
+    with pytest.raises(SourceError, match=r"it holds no open_clip_config.json"):
+        image_tower("someone/their-clip", backend="open_clip")
+
+    def broken(source, file):
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", broken)
+    with pytest.raises(SourceError, match=r"the hub did not give config.json \(no connection\)"):
+        image_tower("someone/their-clip")
+
+
 def test_weights_cut_short_are_an_error_and_never_partly_random(clip_folder, tmp_path):
     tensors = read_tensors(clip_folder / "model.safetensors")
     name = next(name for name in tensors if name.startswith("vision_model.encoder.layers.1"))
