@@ -20,9 +20,11 @@ from mmexpert.encoders.clip_source import fill, locate_weights, resnet_tensors, 
 from mmexpert.encoders.image import ImageEncoder, frozen_parts, warn_of_constants
 from mmexpert.encoders.sources import TOKENIZER, find_source
 from mmexpert.encoders.tokenizer import TextTokenizer, scratch_tokenizer
-from mmexpert.types import ConfigError, Encoding
+from mmexpert.types import ConfigError, Encoding, SourceError
 
 log = logging.getLogger(__name__)
+OPENAI_CONSTANTS = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+"""Mean and standard deviation of the pixels that OpenAI's towers were trained on, RGB in 0..1."""
 SIZES_FILE = "clip.json"
 """What save_backbone writes and name=FOLDER reads: sizes without weights, which model.safetensors holds."""
 
@@ -74,8 +76,8 @@ class ClipImage(ImageEncoder):
         else:
             fill(self.model, stored.tensors, "vision_model.")
             fill(self.projection, stored.tensors, "visual_projection.")
-        if stored.constants:
-            warn_of_constants(weights, *stored.constants, mean, std)
+        if constants := stored.constants or (OPENAI_CONSTANTS if weights in ("pretrained", "openai") else None):
+            warn_of_constants(weights, *constants, mean, std)
         if side != sizes.side:
             log.warning("encoder.image.side=%d: the weights of %s are made for %d; positions are interpolated", side, weights, sizes.side)
 
@@ -177,7 +179,11 @@ class ClipText(Encoder):
         if not any((folder / file).exists() for file in TOKENIZER[:3]):
             otherwise = f"copy a CLIP tokenizer's files into {folder}"
             source = find_source(NAMES["ViT-B/32"].hub, "encoder.text.weights (its tokenizer)", otherwise, (TOKENIZER[:3],))
-        return TextTokenizer(AutoTokenizer.from_pretrained(str(source), trust_remote_code=False), node["max_length"])
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise SourceError(f"encoder.text.weights: no tokenizer can be read from {source}: {str(error).splitlines()[0]}") from error
+        return TextTokenizer(tokenizer, node["max_length"])
 
 
 class Joint(nn.Module):

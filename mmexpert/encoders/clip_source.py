@@ -129,7 +129,7 @@ def _hub_name(row: Any, name: str, weights: str, backend: str, role: str) -> tup
 def _fetched(source: str, files: tuple[tuple[str, ...], ...], key: str) -> Path:
     """The snapshot folder of a hub model, its files downloaded: one of each group."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
     folder, otherwise = None, f"{key}=null, which starts from random weights"
     for group in files:
@@ -137,9 +137,9 @@ def _fetched(source: str, files: tuple[tuple[str, ...], ...], key: str) -> Path:
             try:
                 folder = Path(hf_hub_download(source, file)).parent
                 break
-            except EntryNotFoundError:
-                continue
-            except (OSError, HfHubHTTPError) as error:
+            except (OSError, HfHubHTTPError, EntryNotFoundError) as error:
+                if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):  # local: the line is down
+                    continue
                 why = f"the hub did not give {file} ({str(error).strip().splitlines()[0]})"
                 raise SourceError(missing(source, key, otherwise, why)) from error
         else:

@@ -203,6 +203,44 @@ def test_weights_that_are_nowhere_end_with_three_ways_and_never_with_random_ones
         tokenizer_of(weights)
 
 
+def test_a_tokenizer_that_can_not_be_read_and_one_that_is_not_there_are_source_errors(clip_folder, tmp_path):
+    for file in clip_folder.iterdir():
+        if "token" not in file.name and file.name not in ("vocab.json", "merges.txt"):
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(SourceError, match="its tokenizer.*copy a CLIP tokenizer's files into"):
+        tokenizer_of(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(SourceError, match="no tokenizer can be read from"):
+        tokenizer_of(tmp_path)
+
+
+def test_a_hub_id_is_fetched_file_by_file_and_a_line_that_breaks_is_a_source_error(clip_folder, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    asked = []
+
+    def download(source, file):
+        asked.append((source, file))
+        if not (clip_folder / file).exists():
+            raise EntryNotFoundError("404")
+        return str(clip_folder / file)
+
+    monkeypatch.setattr(clip_source, "find_source", lambda name, key, otherwise, files: name)  # as where the hub answers
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert image_tower("someone/their-clip").dim == 24
+    assert asked == [("someone/their-clip", "config.json"), ("someone/their-clip", "model.safetensors")]
+    with pytest.raises(SourceError, match=r"it holds no open_clip_config.json"):
+        image_tower("someone/their-clip", backend="open_clip")
+
+    def broken(source, file):
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", broken)
+    with pytest.raises(SourceError, match=r"the hub did not give config.json \(no connection\)"):
+        image_tower("someone/their-clip")
+
+
 def test_weights_cut_short_are_an_error_and_never_partly_random(clip_folder, tmp_path):
     tensors = read_tensors(clip_folder / "model.safetensors")
     name = next(name for name in tensors if name.startswith("vision_model.encoder.layers.1"))
@@ -220,7 +258,7 @@ def test_other_constants_and_another_side_are_warned_of(clip_folder, caplog):
     assert tower(torch.randn(1, 3, 48, 48)).sequence.shape == (1, 36, 24)
     caplog.clear()
     image_tower(clip_folder)
-    assert caplog.text == ""
+    assert "encoder.image" not in caplog.text
 
 
 def test_a_frozen_backbone_leaves_the_projections_to_learn(clip_folder, tokenizer):

@@ -79,7 +79,7 @@ def test_pictures_normalised_otherwise_than_the_weights_were_are_warned_of_with_
     save_file(timm.create_model("test_resnet", pretrained=False).state_dict(), tmp_path / "model.safetensors")
     made = timm.models.get_pretrained_cfg("test_resnet")
     small(weights=str(tmp_path), in_chans=3, mean=list(made.mean), std=list(made.std))
-    assert caplog.text == ""
+    assert "encoder.image" not in caplog.text
     small(weights=str(tmp_path), in_chans=3, mean=[0.1, 0.2, 0.3], std=list(made.std))
     assert f"encoder.image.mean=[0.1, 0.2, 0.3], but the weights of test_resnet were made with {list(made.mean)}" in caplog.text
 
