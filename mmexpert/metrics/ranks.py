@@ -1,8 +1,8 @@
 """The rank of every query's best positive against the whole gallery, in tiles, the same on every machine.
 
 Ties count against the query (pessimistic): a collapsed model ranks last. fp32 decides where |s - s+| > 2e-6; closer pairs are scored
-again in fp64 from the same features, so that a rank depends on no block size, order or hardware. Never a sort, never N x N: two
-buffers of a tile and one copy of the gallery.
+again in fp64 from the same features, so that a rank depends on no block size, order or hardware. Never a sort, never N x N: one tile
+and one copy of the gallery.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,8 @@ TIES = {"pessimistic": 1.0, "optimistic": 0.0, "mean": 0.5}
 
 _CLOSE, _TIED = 2e-6, 1e-9  # fp32 band that is looked at again; what counts as equal then
 _TIED_SCORES = 1e-6  # of a similarity, whose scores have no second look
-_TILE_CELLS = 2**19  # 2 MB of fp32: the tile stays in a core's cache between the product and the counting
+_TILE_ROWS, _TILE_CELLS = 160, 2**26  # fewer rows make the product slow, which packs the gallery anew for each tile; 256 MB of fp32
+_COUNTED_ROWS = 32  # of a tile, counted at once: they stay in a core's cache
 _SECOND_LOOK = 2**19  # features of a block of pairs that is scored again
 _TOP, _GROUP = 10, 32  # first rows kept; columns of a group, of which only the ten best are searched for them
 
@@ -142,22 +143,22 @@ def _sweep(fill: Fill, again: Again | None, positives: _Positives, ties: str, ti
     if ties not in TIES:
         raise ConfigError(f"evaluator.ties={ties}: choose {', '.join(TIES)}")
     width, kept = _padded(positives.gallery), positives.kept
-    size = min(len(kept), tile or max(64, min(2048, _TILE_CELLS // width)))
-    score, ahead = (torch.empty(size, width, device=kept.device) for _ in range(2))
+    size = min(len(kept), tile or max(1, min(_TILE_ROWS, _TILE_CELLS // width)))
+    score, marks = (torch.empty(rows, width, device=kept.device) for rows in (size, min(size, _COUNTED_ROWS)))
     parts = []
     for rows in kept.split(size):
-        block, counts = score[: len(rows)], ahead[: len(rows)]
+        block = score[: len(rows)]
         fill(rows, block)
         block[:, positives.gallery :] = -torch.inf
-        parts.append(_rank_tile(block, counts, rows, positives, again, TIES[ties]))
+        parts.append(_rank_tile(block, marks, rows, positives, again, TIES[ties]))
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]
     return Ranking(columns[0], columns[1], columns[2], kept, columns[3])
 
 
 def _rank_tile(
-    score: Tensor, buffer: Tensor, rows: Tensor, positives: _Positives, again: Again | None, tie: float
+    score: Tensor, marks: Tensor, rows: Tensor, positives: _Positives, again: Again | None, tie: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """rank, best positive, best rival and first rows of a tile's queries; score [b, P] and buffer are overwritten."""
+    """rank, best positive, best rival and first rows of a tile's queries; score [b, P] and marks are overwritten."""
     at, column = positives.pairs(rows)
     own = score[at, column]
     if (left_out := positives.left_out(rows)) is not None:
@@ -168,20 +169,27 @@ def _rank_tile(
     score[at, column] = -torch.inf
     rival = score.amax(1)
     band = _CLOSE if again is not None else _TIED_SCORES
-    ahead = torch.gt(score, (best + band)[:, None], out=buffer).sum(1).double()  # as fp32: summing bool is ten times slower
-    tied = torch.ge(score, (best - band)[:, None], out=buffer).sum(1).double() - ahead
+    ahead = _counted(torch.gt, score, best + band, marks)
+    tied = _counted(torch.ge, score, best - band, marks) - ahead
     exact = best.double()
     if again is not None:
         near = own >= (best - band)[at]  # positives that fp32 can not tell from the best
         exact.fill_(-torch.inf).scatter_reduce_(0, at[near], again(rows[at[near]], column[near]), "amax")
-        unsure = tied.nonzero()[:, 0]
-        close = (score[unsure] - best[unsure, None]).abs_() <= band
-        place, rival_row = close.nonzero(as_tuple=True)
-        place = unsure[place]
-        difference = again(rows[place], rival_row) - exact[place]
-        ahead.index_add_(0, place, (difference > _TIED).double())
-        tied = torch.zeros_like(ahead).index_add_(0, place, (difference.abs() <= _TIED).double())
+        unsure, tied = tied.nonzero()[:, 0], torch.zeros_like(tied)
+        for part in unsure.split(_COUNTED_ROWS):
+            close = (score[part] - best[part, None]).abs_() <= band
+            place, rival_row = close.nonzero(as_tuple=True)
+            place = part[place]
+            difference = again(rows[place], rival_row) - exact[place]
+            ahead.index_add_(0, place, (difference > _TIED).double())
+            tied.index_add_(0, place, (difference.abs() <= _TIED).double())
     return 1 + ahead + tie * tied, exact, rival.double(), top
+
+
+def _counted(compare: Callable[..., Tensor], score: Tensor, limit: Tensor, marks: Tensor) -> Tensor:
+    """fp64 [b]: how many scores of each row compare true with its limit. marks [rows at once, P]: as fp32, since a sum of bool is slow."""
+    blocks = zip(score.split(len(marks)), limit[:, None].split(len(marks)), strict=True)
+    return torch.cat([compare(part, bound, out=marks[: len(part)]).sum(1) for part, bound in blocks]).double()
 
 
 def _pair_scores(query: Tensor, gallery: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
