@@ -87,7 +87,7 @@ def _rates(panel: Any, rows: list[dict[str, Any]]) -> None:
         _line(panel, steps, rows, key, key.removeprefix("lr/").removeprefix("train/lr_"), marker=None)
     panel.set(title="Learning rate and logit scale", ylabel="learning rate")
     right = panel.twinx()
-    _line(right, steps, rows, "train/logit_scale", "logit scale", style=":", marker=None)
+    _line(right, steps, rows, "train/logit_scale", "logit scale", style="k:", marker=None)
     right.set_ylabel("logit scale (dotted)")
 
 

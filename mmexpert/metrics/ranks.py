@@ -5,7 +5,7 @@ again in fp64 from the same features, so that a rank depends on no block size, o
 and one copy of the gallery.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -39,18 +39,19 @@ class Ranking:
     top: Tensor  # int64 [Nq, min(10, Ng)]: the first rows of the gallery, the lower one where two tie
 
 
-def unit(features: Tensor, role: str) -> Tensor:
-    """fp32 rows of length 1. Raises NonFiniteError for NaN, infinity or a zero row."""
-    return features.float() / norms(features, role)[:, None].float()
+def unit(features: Tensor, role: str, ids: Sequence[str] | None = None) -> Tensor:
+    """fp32 rows of length 1. Raises NonFiniteError for NaN, infinity or a zero row, naming ids where they are given."""
+    return features.float() / norms(features, role, ids)[:, None].float()
 
 
-def norms(features: Tensor, role: str) -> Tensor:
-    """fp64 lengths [N] of the rows as fp32 holds them. Raises NonFiniteError naming the role and the rows that have none."""
+def norms(features: Tensor, role: str, ids: Sequence[str] | None = None) -> Tensor:
+    """fp64 lengths [N] of the rows as fp32 holds them. Raises NonFiniteError naming the role and the rows (or ids) that have none."""
     found = torch.cat([part.float().double().norm(dim=1) for part in features.split(512)] or [features.new_zeros(0).double()])
     bad = ~torch.isfinite(found.float()) | (found.float() == 0)
     if bool(bad.any()):
         rows = bad.nonzero()[:5, 0].tolist()
-        raise NonFiniteError(f"{int(bad.sum())} {role} features are zero or not finite, the first at rows {rows}")
+        first = f"at rows {rows}" if ids is None else f"of {', '.join(ids[row] for row in rows)}"
+        raise NonFiniteError(f"{int(bad.sum())} {role} features are zero or not finite, the first {first}")
     return found
 
 
