@@ -14,10 +14,10 @@ from mmexpert.engine.files import strict_json, write_atomic
 from mmexpert.engine.folds import Fold
 from mmexpert.engine.folds_file import FILE, read_folds_info, stored_folds
 from mmexpert.engine.plots import write_plots
-from mmexpert.engine.results import write_predictions
+from mmexpert.engine.results import provenance, write_predictions
 from mmexpert.engine.runtime import LaunchSettings, adopt_slurm, launch
 from mmexpert.engine.status import config_hash, read_status
-from mmexpert.engine.step_folder import load_weights, read_weights, verified
+from mmexpert.engine.step_folder import MODEL, load_weights, read_weights, verified
 from mmexpert.types import ConfigError, RunFolderError
 
 log = logging.getLogger(__name__)
@@ -89,11 +89,11 @@ def score_fold(
         content = evaluation.metrics | {
             "checkpoint": weights.name,
             "config_hash": config_hash(cfg, NOT_HASHED),
-            "protocol": evaluation.protocol,
+            "protocol": evaluation.protocol | provenance(cfg, weights.resolve() / MODEL, dataset.fingerprint()),
         }
         write_atomic(out / "metrics.json", strict_json(content, indent=1))
         write_predictions(out, evaluation.predictions, evaluation.tables)
-        write_plots(out, [], evaluation.tables, evaluation.protocol, evaluation.metrics, 0, trainer["batch_size"])
+        write_plots(out, [], evaluation.tables, evaluation.protocol, evaluation.metrics, 0, None)
         for line in result_table(evaluation.metrics, evaluation.protocol):
             log.info("%s", line)
     return evaluation.metrics

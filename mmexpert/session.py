@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from mmexpert import build
 from mmexpert.config import instantiate
 from mmexpert.data.records import RecordDataset
+from mmexpert.engine.chance import chance_loss, contrastive_rows
 from mmexpert.engine.checkpoint import Checkpoints, KeepSettings
 from mmexpert.engine.console import Console
 from mmexpert.engine.folds import CvSettings
@@ -63,7 +64,7 @@ def open_run(session: Session, folder: Path, prefix: str, accelerator: Any, load
     tracker = Tracker(folder, settings, accelerator if ranks.rank == 0 else None, name, cfg)
     shown = ["acc", "map", "RSum", "average", f"{objective.model.query}_to_{objective.model.target}_R@1"]
     console = Console(prefix, loaders.steps_per_epoch, shown)
-    meter = Meter(tracker, console, ranks, accelerator.device, trainer["log_every"], trainer["batch_size"])
+    meter = Meter(tracker, console, ranks, accelerator.device, trainer["log_every"], trainer["batch_size"], contrastive_rows(trainer))
     poll = trainer["poll_every"] or (10 if accelerator.device.type == "cuda" else 1)
     watch = Watch(accelerator, WatchSettings(trainer["nonfinite"], trainer["nonfinite_budget"], poll), checkpoints.minutes_due)
     has_valid = bool(loaders.parts["valid"])
@@ -86,6 +87,8 @@ def start_line(
         trainer["batch_size"], ranks.processes, micro, trainer["accumulation"],
         ", ".join(f"{len(rows)} {part}" for part, rows in parts.items()), parameters / 1e6,
     )  # fmt: skip
+    if (chance := chance_loss(objective.loss, rows := contrastive_rows(trainer))) is not None:
+        log.info("chance level of loss_clip: ln(%d) = %.4f", rows, chance)
     if trainer["accumulation"] > 1:
         log.info("accumulation adds no negatives: each micro-batch of %d is a contrastive batch of its own", micro)
     truncated = tokenizer.too_long(texts) if tokenizer is not None else 0

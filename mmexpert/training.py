@@ -9,6 +9,7 @@ from typing import Any
 
 from mmexpert import build
 from mmexpert.config import NOT_HASHED, instantiate
+from mmexpert.engine.chance import chance_loss, contrastive_rows
 from mmexpert.engine.class_merge import without_small
 from mmexpert.engine.console import set_up_logging
 from mmexpert.engine.export import save_model
@@ -19,7 +20,7 @@ from mmexpert.engine.lock import RunLock
 from mmexpert.engine.loop import fit
 from mmexpert.engine.progress import Progress
 from mmexpert.engine.report import write_report
-from mmexpert.engine.results import read_json, versions, write_run_files
+from mmexpert.engine.results import provenance, read_json, versions, write_run_files
 from mmexpert.engine.runtime import LaunchSettings, Ranks, adopt_slurm, launch, on_first_rank, seed_all, seed_rank
 from mmexpert.engine.status import Status, config_hash, read_status, write_status
 from mmexpert.engine.step_folder import newest_position
@@ -166,14 +167,16 @@ def _train(
         with run.watch:
             loaders.on_batch = run.watch.poll
             progress = fit(objective, loaders, evaluator, optimizer, schedule, settings, run)
-            load_best(objective, run.checkpoints, session.cv.selection == "last")
+            weights = load_best(objective, run.checkpoints, session.cv.selection == "last")
             wanted = [*cfg["final_parts"], *([] if parts["test"] else ["valid"])]
             scored = score_parts(objective, loaders, evaluator, accelerator, list(dict.fromkeys(wanted)))
         if cache:
             cache.put_back()  # the saved model has its towers
         finished = on_first_rank(
             ranks,
-            lambda: _write(session, folder, objective, tokenizer, classes, progress, scored, status.seconds + time.monotonic() - started),
+            lambda: _write(
+                session, folder, objective, (tokenizer, classes), progress, scored, weights, status.seconds + time.monotonic() - started
+            ),
         )
         if (step := run.checkpoints.resumed_step) is not None:
             row = {"step": step, "versions": versions(), "processes": ranks.processes, "exact": run.checkpoints.exact}
@@ -185,11 +188,21 @@ def _train(
 
 
 def _write(
-    session: Session, folder: Path, objective: Any, tokenizer: Any, classes: Any, progress: Progress, scored: dict[str, Any], seconds: float
+    session: Session,
+    folder: Path,
+    objective: Any,
+    words: tuple[Any, Any],
+    progress: Progress,
+    scored: dict[str, Any],
+    weights: Path,
+    seconds: float,
 ) -> Finished:
-    finished = write_results(folder, session.cfg, progress, scored, "epochs" if progress.patience_left else "early", seconds)
+    """words: tokenizer and class table, or None; weights: the file that was scored."""
+    origin, rows = provenance(session.cfg, weights, session.fingerprint), contrastive_rows(session.cfg["trainer"])
+    chance_rows = rows if chance_loss(objective.loss, rows) is not None else None
+    finished = write_results(folder, session.cfg, progress, scored, origin, chance_rows, seconds)
     preparation = build.stored_preparation(session.cfg, session.dataset)
-    save_model(folder / "model", objective, session.cfg, tokenizer, classes, finished.metrics, preparation)
+    save_model(folder / "model", objective, session.cfg, *words, finished.metrics, preparation)
     if folder != session.folder:
         write_report(folder)
     return finished

@@ -14,7 +14,7 @@ from mmexpert.engine.files import write_atomic
 from mmexpert.engine.plots import write_plots
 from mmexpert.engine.progress import Progress
 from mmexpert.engine.results import write_metrics, write_predictions, write_training_results
-from mmexpert.engine.step_folder import load_weights, read_weights
+from mmexpert.engine.step_folder import MODEL, load_weights, read_weights
 from mmexpert.evaluators.base import Evaluation
 
 log = logging.getLogger(__name__)
@@ -28,11 +28,12 @@ class Finished:
     best_value: float | None
 
 
-def load_best(objective: nn.Module, checkpoints: Checkpoints, last: bool) -> None:
-    """Loads the weights to be reported: the best epoch's, or the newest."""
+def load_best(objective: nn.Module, checkpoints: Checkpoints, last: bool) -> Path:
+    """Loads the weights to be reported, the best epoch's or the newest, and returns their file."""
     folder = checkpoints.latest() if last else checkpoints.best_folder()
     load_weights(objective, read_weights(folder))
     objective.eval()
+    return folder / MODEL
 
 
 def score_parts(objective: nn.Module, loaders: Loaders, evaluator: Any, accelerator: Any, parts: list[str]) -> dict[str, Evaluation]:
@@ -41,17 +42,32 @@ def score_parts(objective: nn.Module, loaders: Loaders, evaluator: Any, accelera
 
 
 def write_results(
-    folder: Path, config: dict[str, Any], progress: Progress, scored: dict[str, Evaluation], stopped: str, seconds: float
+    folder: Path,
+    config: dict[str, Any],
+    progress: Progress,
+    scored: dict[str, Evaluation],
+    origin: dict[str, Any],
+    chance_rows: int | None,
+    seconds: float,
 ) -> Finished:
-    """metrics.json, training_results.json, predictions, plots and result.txt of a fold; rank 0 alone."""
+    """metrics.json, training_results.json, predictions, plots and result.txt of a fold; rank 0 alone.
+
+    origin: provenance of the numbers. chance_rows: as write_plots has it. seconds: of the whole run, over its resumes.
+    """
+    stopped = "epochs" if progress.patience_left else "early"
     key = next(iter(progress.best), None)
     best_epoch, best_value = progress.best_epoch or progress.epoch, progress.best_value
+    chosen = (
+        f"no validation, the last epoch is kept: {best_epoch}" if best_value is None else f"best epoch {best_epoch}: {key} {best_value:.4f}"
+    )
+    ended = "all epochs done" if stopped == "epochs" else "early stopping"
+    log.info("ended after epoch %d, %s; %s", progress.epoch, ended, chosen)
     metrics: dict[str, Any] = {name: value for name, value in progress.history[best_epoch - 1].items() if name.startswith("valid/")}
     protocol: dict[str, Any] = {}
     for part, evaluation in scored.items():
         metrics = {name: value for name, value in metrics.items() if not name.startswith(f"{part}/")}
         metrics |= {f"{part}/{name}": value for name, value in evaluation.metrics.items()}
-        protocol[part] = evaluation.protocol
+        protocol[part] = evaluation.protocol | origin
     metrics |= {"best_epoch": best_epoch, "best_value": best_value, "monitor": key}
     write_metrics(folder, metrics, protocol)
     shown = scored.get("test") or next(iter(scored.values()), Evaluation({}))
@@ -71,7 +87,7 @@ def write_results(
             "seconds": round(seconds, 1),
         },
     )
-    write_plots(folder, progress.history, shown.tables, shown.protocol, shown.metrics, best_epoch, config["trainer"]["batch_size"])
+    write_plots(folder, progress.history, shown.tables, shown.protocol, shown.metrics, best_epoch, chance_rows)
     lines = [line for evaluation in scored.values() for line in ["", *result_table(evaluation.metrics, evaluation.protocol)]]
     lines += ["", f"in {folder}: report.html, metrics.json, model/, plots/, predictions.csv, history.csv, checkpoints/"]
     write_atomic(folder / "result.txt", "\n".join(lines) + "\n")

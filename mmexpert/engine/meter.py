@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmexpert.engine.chance import chance_loss, warn_of_chance
 from mmexpert.engine.console import Console
 from mmexpert.engine.progress import Progress
 from mmexpert.engine.runtime import Ranks
@@ -17,12 +18,15 @@ from mmexpert.engine.tracking import Tracker
 class Meter:
     """Turns loss tensors, norm, rates and clocks into rows for tracker and console; the only place that reads them from the device.
 
-    log_every: optimizer steps between rows. batch_size: samples per optimizer step over all processes.
+    log_every: optimizer steps between rows. batch_size: samples per optimizer step over all processes; contrast: of them contrasted
+    with each other.
     """
 
-    def __init__(self, tracker: Tracker, console: Console, ranks: Ranks, device: torch.device, log_every: int, batch_size: int) -> None:
+    def __init__(
+        self, tracker: Tracker, console: Console, ranks: Ranks, device: torch.device, log_every: int, batch_size: int, contrast: int
+    ) -> None:
         self.tracker, self.console, self.ranks, self.device = tracker, console, ranks, device
-        self.log_every, self.batch_size = log_every, batch_size
+        self.log_every, self.batch_size, self.contrast = log_every, batch_size, contrast
         self.epoch_start = self.row_start = time.monotonic()
         self.waited, self.steps = 0.0, 0
 
@@ -60,6 +64,7 @@ class Meter:
         if self.ranks.rank == 0:
             self.tracker.log_epoch(row, progress.history + [row])
             self.console.epoch(row)
+            warn_of_chance(row, chance_loss(module.loss, self.contrast), self.contrast)
         return row
 
     def _rates(self, schedule: Any) -> dict[str, float]:

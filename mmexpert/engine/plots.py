@@ -3,12 +3,16 @@
 150 dpi, no display needed; a missing value is a gap.
 """
 
+import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 _NAN = float("nan")
+_RECALL = re.compile(r"valid/[a-z]+_to_[a-z]+_R@1")  # of the full gallery by the score that ranks: no prefix
+_BINS = 60  # of the similarity histograms over [-1, 1]
 
 
 def write_plots(
@@ -18,14 +22,17 @@ def write_plots(
     protocol: dict[str, Any],
     metrics: dict[str, Any],
     best_epoch: int,
-    batch_size: int,
+    chance_rows: int | None,
 ) -> None:
     """plots/training_curves.png, and model_metrics.png (retrieval), confusion.png (classes), retrieved.png (composed) where they
-    apply."""
+    apply.
+
+    chance_rows: rows contrasted with each other, whose logarithm is the chance level of loss_clip; None = no such line.
+    """
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
     if history:
-        training_curves(plots / "training_curves.png", history, best_epoch, batch_size)
+        training_curves(plots / "training_curves.png", history, logged_steps(folder / "metrics.jsonl"), best_epoch, chance_rows)
     if "ranks" in tables:
         model_metrics(plots / "model_metrics.png", tables, protocol, metrics)
     if "retrieved" in tables:
@@ -37,18 +44,29 @@ def write_plots(
         confusion(plots / "confusion.png", tables["confusion"])
 
 
-def training_curves(path: Path, history: list[dict[str, Any]], best_epoch: int, batch_size: int) -> None:
-    """Three panels over epochs: loss with ln(batch), accuracy, learning rates and logit scale."""
+def logged_steps(path: Path) -> list[dict[str, Any]]:
+    """The training rows of metrics.jsonl: every log_every steps, with rates by group (lr/GROUP) and scales. Empty where there is none."""
+    if not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]  # a kill may have cut the last line short
+    return [row for row in rows if any(name.startswith("lr/") for name in row)]
+
+
+def training_curves(
+    path: Path, history: list[dict[str, Any]], steps: list[dict[str, Any]], best_epoch: int, chance_rows: int | None
+) -> None:
+    """Three panels: loss with ln(batch) and accuracy over epochs, learning rates and logit scale over optimizer steps."""
     figure, panels = _figure(1, 3, (14, 4))
     epochs = [row["epoch"] for row in history]
     for part in ("train", "valid"):
         _line(panels[0], epochs, history, f"{part}/loss_total", part)
-    panels[0].axhline(math.log(batch_size), color="grey", linestyle="--", linewidth=1, label=f"ln({batch_size}), chance")
+        if any(row.get(f"{part}/loss_clip") != row.get(f"{part}/loss_total") for row in history):  # there are other terms
+            _line(panels[0], epochs, history, f"{part}/loss_clip", f"{part}, loss_clip alone", style=":")
+    if chance_rows:
+        panels[0].axhline(math.log(chance_rows), color="grey", linestyle="--", linewidth=1, label=f"ln({chance_rows}), chance of loss_clip")
     panels[0].set(title="Loss", ylabel="loss_total (nats)")
     _line(panels[1], epochs, history, "train/in_batch_recall_1", "train, in-batch recall@1", 100)
-    recalls = [
-        key for key in history[-1] if key.startswith("valid/") and key.endswith("_R@1") and key.count("_to_") == 1 and "gallery" not in key
-    ]
+    recalls = dict.fromkeys(key for row in history for key in row if _RECALL.fullmatch(key))
     shown = {key: (key.removeprefix("valid/").replace("_", " "), 1) for key in recalls} | {
         "valid/acc": ("valid accuracy", 100),
         "valid/balanced_acc": ("valid balanced accuracy", 100),
@@ -57,19 +75,27 @@ def training_curves(path: Path, history: list[dict[str, Any]], best_epoch: int, 
     for key, (name, factor) in shown.items():
         _line(panels[1], epochs, history, key, name, factor)
     panels[1].set(title="Accuracy", ylabel="percent", ylim=(0, 100))
-    for key in sorted({key for row in history for key in row if key.startswith("train/lr_")}):
-        _line(panels[2], epochs, history, key, key.removeprefix("train/lr_"))
-    panels[2].set(title="Learning rate and logit scale", ylabel="learning rate at the epoch's end")
-    right = panels[2].twinx()
-    _line(right, epochs, history, "train/logit_scale", "logit scale", style=":")
-    right.set_ylabel("logit scale (dotted)")
-    for panel in panels:
-        panel.axvline(best_epoch, color="black", linewidth=0.8, alpha=0.6)
-        panel.set_xlabel("epoch (line: best)")
+    _rates(panels[2], steps or history)
+    best_step = next((row["step"] for row in history if row["epoch"] == best_epoch and "step" in row), None)
+    for panel, place, unit in zip(panels, (best_epoch, best_epoch, best_step), ("epoch", "epoch", "optimizer step"), strict=True):
+        if place is not None:
+            panel.axvline(place, color="black", linewidth=0.8, alpha=0.6, label=f"best epoch, {best_epoch}")
+        panel.set_xlabel(unit)
         panel.grid(alpha=0.3)
         if panel.get_legend_handles_labels()[0]:
             panel.legend(fontsize=8)
     _save(figure, path)
+
+
+def _rates(panel: Any, rows: list[dict[str, Any]]) -> None:
+    """Learning rate of each group, and the logit scale on the right axis; rows of metrics.jsonl, or of the history where it is gone."""
+    steps = [row.get("step", row["epoch"]) for row in rows]
+    for key in sorted({key for row in rows for key in row if key.startswith(("lr/", "train/lr_"))}):
+        _line(panel, steps, rows, key, key.removeprefix("lr/").removeprefix("train/lr_"), marker=None)
+    panel.set(title="Learning rate and logit scale", ylabel="learning rate")
+    right = panel.twinx()
+    _line(right, steps, rows, "train/logit_scale", "logit scale", style="k:", marker=None)
+    right.set_ylabel("logit scale (dotted)")
 
 
 def model_metrics(path: Path, tables: dict[str, Any], protocol: dict[str, Any], metrics: dict[str, Any]) -> None:
@@ -79,14 +105,15 @@ def model_metrics(path: Path, tables: dict[str, Any], protocol: dict[str, Any], 
     width = 0.8 / len(directions)
     for number, name in enumerate(directions):
         places = [i + number * width for i in range(len(k))]
-        panels[0].bar(places, [metrics[f"{name}_R@{n}"] for n in k], width, label=name.replace("_", " "))
-        panels[0].scatter(places, [protocol["chance"][f"{name}_R@{n}"] for n in k], marker="_", s=300, color="black", zorder=3)
+        panels[0].bar(places, [metrics.get(f"{name}_R@{n}", _NAN) for n in k], width, label=name.replace("_", " "))
+        panels[0].scatter(places, [protocol["chance"].get(f"{name}_R@{n}", _NAN) for n in k], marker="_", s=300, color="black", zorder=3)
     panels[0].set_xticks([i + width / 2 for i in range(len(k))], [f"R@{n}" for n in k])
-    panels[0].set(title=f"{protocol['queries']} queries, gallery {protocol['gallery']} (black: chance)", ylabel="percent", ylim=(0, 100))
-    edges = [-1 + 2 * i / 60 for i in range(60)]
+    sizes = ", ".join(f"{name.replace('_', ' ')} {metrics.get(f'{name}_gallery', '?')}" for name in directions)
+    panels[0].set(title=f"Recall; gallery: {sizes} (black: chance)", ylabel="percent", ylim=(0, 100))
+    edges = [-1 + 2 * i / _BINS for i in range(_BINS)]
     for name in ("negative", "positive"):
         counts = tables["similarity_histogram"][name]
-        panels[1].bar(edges, [count / max(1, sum(counts)) for count in counts], 2 / 60, align="edge", alpha=0.6, label=name)
+        panels[1].bar(edges, [count / max(1, sum(counts)) for count in counts], 2 / _BINS, align="edge", alpha=0.6, label=name)
         if f"{name}_similarity" in metrics:
             panels[1].axvline(metrics[f"{name}_similarity"], color="black", linewidth=0.8)
     panels[1].set(title=f"Cosine of pairs, gap {metrics.get('similarity_gap', _NAN):.3f}", xlabel="cosine", ylabel="share of pairs")
@@ -132,10 +159,12 @@ def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, li
     return figure, list(panels.flat)
 
 
-def _line(panel: Any, epochs: list[int], history: list[dict[str, Any]], key: str, name: str, factor: float = 1.0, style: str = "-") -> None:
-    values = [factor * row[key] if row.get(key) is not None else _NAN for row in history]
+def _line(
+    panel: Any, places: list[int], rows: list[dict[str, Any]], key: str, name: str, factor: float = 1.0, style: str = "-", marker: Any = "o"
+) -> None:
+    values = [factor * row[key] if row.get(key) is not None else _NAN for row in rows]
     if any(not math.isnan(value) for value in values):
-        panel.plot(epochs, values, style, marker="o", markersize=3, label=name)
+        panel.plot(places, values, style, marker=marker, markersize=3, label=name)
 
 
 def _save(figure: Any, path: Path) -> None:

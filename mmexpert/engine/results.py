@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mmexpert.engine.files import csv_text, strict_json, write_atomic
+from mmexpert.engine.files import csv_text, sha256_file, strict_json, write_atomic
 
 _SECRET = re.compile(r"(^|[._\-])(token|secret|password|passwd|credentials?)$|(api|access|private)_?key$", re.IGNORECASE)
 _LIBRARIES = ("torch", "numpy", "accelerate", "transformers", "hydra-core", "scikit-learn", "safetensors", "timm")
@@ -88,6 +88,18 @@ def git_state() -> dict[str, Any]:
     except (OSError, subprocess.SubprocessError):
         return {}
     return {"commit": head, "clean": not dirty.strip()}
+
+
+def provenance(config: dict[str, Any], weights: Path, data: str) -> dict[str, Any]:
+    """What a protocol says of where its numbers come from: positives, fingerprints of weights file and data, pretrained weights by role."""
+    towers = {role: node for role, node in (config.get("encoder") or {}).items() if node}
+    tags = {role: "/".join(str(node[key]) for key in ("name", "weights") if node.get(key)) for role, node in towers.items()}
+    return {
+        "positives": config["dataset"].get("positives"),
+        "fingerprint_checkpoint": sha256_file(weights) if weights.is_file() else None,
+        "fingerprint_data": data,
+        "weights": {role: tag or "from scratch" for role, tag in tags.items()},
+    }
 
 
 def write_metrics(folder: Path, metrics: dict[str, Any], protocol: dict[str, Any]) -> None:

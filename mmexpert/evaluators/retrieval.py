@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mmexpert.evaluators.base import Collected, Evaluation, collect, part_losses, rows_of
 from mmexpert.evaluators.galleries import Gallery
-from mmexpert.metrics.ranks import Ranking, rank_scores, unit
+from mmexpert.metrics.ranks import Ranking, norms, rank_scores, unit
 from mmexpert.metrics.retrieval import chance_recall, rank_both, ranked_metrics, retrieval_metrics, similarity_metrics
 from mmexpert.types import ConfigError
 
@@ -49,6 +49,8 @@ class RetrievalEvaluator:
         chosen = self._score_name(objective)
         collected = collect(objective, loaders, accelerator, part)
         roles = (objective.model.query, objective.model.target)
+        for role, side in zip(roles, (collected.query, collected.target), strict=True):
+            norms(side.features, role, [loaders.dataset.records[i].id for i in collected.ids.tolist()])  # here an error can name ids
         gallery = Gallery.of(collected, loaders.dataset.records)
         self._warn_small(part, min(len(gallery.query), len(gallery.target)))
         metrics, rankings = retrieval_metrics(

@@ -8,7 +8,7 @@ from evaluator_toys import ACCELERATOR, ToyLoaders, ToyModel, ToyRecord, plain_r
 
 from mmexpert.evaluators.retrieval import RetrievalEvaluator
 from mmexpert.metrics.retrieval import chance_recall
-from mmexpert.types import ConfigError, DataError
+from mmexpert.types import ConfigError, DataError, NonFiniteError
 
 
 def evaluator(**given):
@@ -243,3 +243,11 @@ def test_a_lost_sample_is_an_error_and_not_a_smaller_gallery():
     mine.lost = 3
     with pytest.raises(DataError, match="not evaluated"):
         evaluator()(toy_objective(ToyModel()), mine, ACCELERATOR, "test")
+
+
+@pytest.mark.parametrize("fault", [float("nan"), 0.0])
+def test_a_feature_that_is_zero_or_not_finite_is_an_error_naming_role_and_id(fault):
+    text, records = torch.eye(12), plain_records(12)
+    text[7] = fault
+    with pytest.raises(NonFiniteError, match=f"1 text features are zero or not finite, the first of {records[7].id}$"):
+        evaluated(torch.eye(12), text)

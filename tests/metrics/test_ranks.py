@@ -142,3 +142,82 @@ def test_unknown_ties_scores_that_are_not_finite_and_nothing_to_rank_are_errors(
         rank_scores(lambda rows: torch.full((len(rows), 3), torch.nan), torch.tensor([0]), torch.arange(3))
     with pytest.raises(DataError, match="no query has a positive"):
         rank_features(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), torch.tensor([8, 9]), allow_unanswerable=True)
+
+
+def double_loop(query, gallery, query_keys, gallery_keys, ties):
+    """Rank of each query by comparing one pair after the other in fp64."""
+    weight, found = {"pessimistic": 1.0, "optimistic": 0.0, "mean": 0.5}[ties], []
+    query, gallery = (np.asarray(x, np.float32).astype(np.float64) for x in (query, gallery))
+    for q, key in zip(query, query_keys.tolist(), strict=True):
+        scores = [float(np.dot(q, g)) / float(np.sqrt(np.dot(q, q)) * np.sqrt(np.dot(g, g))) for g in gallery]
+        best = max(score for score, other in zip(scores, gallery_keys.tolist(), strict=True) if other == key)
+        rank = 1.0
+        for score, other in zip(scores, gallery_keys.tolist(), strict=True):
+            if other != key and score - best > 1e-9:
+                rank += 1
+            elif other != key and score - best >= -1e-9:
+                rank += weight
+        found.append(rank)
+    return found
+
+
+def adversarial(kind):
+    """Features whose scores tie, nearly tie in fp32, or lie on both sides of the band of the second look."""
+    rng = np.random.default_rng(3)
+    base = rng.standard_normal(16)
+    steps = {"repeated": 0.0, "below fp32": 1e-5, "inside the band": 1e-4, "around the band": 2e-3, "wide": 1.0}[kind]
+    query = base + steps * rng.standard_normal((40, 16))
+    gallery = base + steps * rng.standard_normal((70, 16))
+    gallery[10:30] = gallery[rng.integers(10, size=20)] * (1 if kind == "repeated" else 4)  # exact copies; times a power of two
+    return torch.from_numpy(query).float(), torch.from_numpy(gallery).float()
+
+
+@pytest.mark.parametrize("ties", ["pessimistic", "optimistic", "mean"])
+@pytest.mark.parametrize("kind", ["repeated", "below fp32", "inside the band", "around the band", "wide"])
+def test_ranks_are_a_double_loops_where_scores_tie_or_nearly_tie_for_any_tile_and_order(kind, ties):
+    query, gallery = adversarial(kind)
+    rng = torch.Generator().manual_seed(1)
+    query_keys = torch.randint(0, 12, (40,), generator=rng)
+    gallery_keys = torch.cat([torch.arange(12), torch.randint(0, 12, (58,), generator=rng)])
+    expected = double_loop(query, gallery, query_keys, gallery_keys, ties)
+    order = torch.randperm(70, generator=rng)
+    for tile in (1, 7, 2048):
+        assert rank_features(query, gallery, query_keys, gallery_keys, ties, tile).rank.tolist() == expected
+        assert rank_features(query, gallery[order], query_keys, gallery_keys[order], ties, tile).rank.tolist() == expected
+
+
+@pytest.mark.parametrize("levels", [2, 7, 1000])
+@pytest.mark.parametrize("gallery", [5, 31, 32, 33, 400])
+def test_the_first_rows_are_those_of_a_stable_sort_however_many_scores_tie(levels, gallery):
+    rng = torch.Generator().manual_seed(levels + gallery)
+    scores = torch.randint(-levels, levels, (9, gallery), generator=rng) / levels
+    scores[0] = -0.0 * scores[0].abs()  # zeros of both signs are equal
+    got = rank_scores(lambda rows: scores[rows], torch.zeros(9, dtype=torch.long), torch.arange(gallery), tile=4)
+    assert got.top.tolist() == scores.sort(dim=1, descending=True, stable=True).indices[:, :10].tolist()
+
+
+def test_coarser_products_elsewhere_in_the_process_change_no_rank_and_are_left_as_they_were():
+    case = random_case(2)
+    expected, before = rank_features(*case).rank.tolist(), torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert rank_features(*case).rank.tolist() == expected and torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_memory_beside_the_gallery_does_not_grow_with_the_queries():
+    from torch.profiler import ProfilerActivity, profile
+
+    def peak(queries):
+        query, gallery = torch.randn(queries, 8), torch.randn(2000, 8)
+        keys = torch.arange(2000)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+            rank_features(query, gallery, keys[torch.arange(queries) % 2000], keys)
+        live = most = 0
+        for event in sorted((e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+            live += event.nbytes()
+            most = max(most, live)
+        return most
+
+    assert peak(4000) < 1.5 * peak(500) < 0.5 * 4 * 2000 * 2000  # the whole matrix of 2,000 queries is twice that
