@@ -70,6 +70,7 @@ class HipPhantom(RecordDataset):
         counts = np.bincount([record.label for record in records], minlength=len(names))
         super().__init__("hip_phantom", records, self.positives, ClassTable(names, texts, tuple(counts.tolist())))
         self.rows = [rows[record.source] for record in self.records]
+        self.told = dict(zip([record.id for record in self.records], self.rows, strict=True))
         self.first_prompt = np.cumsum([0, *(len(prompts) for prompts in texts)])
 
     def sample(self, record: Record, epoch: int, repeat: int) -> dict[str, Any]:
@@ -91,6 +92,10 @@ class HipPhantom(RecordDataset):
         """The film of a record, float32 [H, W] in 0..1."""
         film = self.films[record.source]
         return film.astype(np.float32) / np.iinfo(film.dtype).max
+
+    def columns(self, record: Record) -> dict[str, Any]:
+        """What was drawn: visit, view, side, design, severity, true_label."""
+        return {name: value for name, value in self.told[record.id].items() if name not in ("id", "file", "label", "group")}
 
     def fingerprint_lines(self) -> list[str]:
         """The cache's name says what the films are; the prompts and the records, whose labels may be shuffled, come after it."""

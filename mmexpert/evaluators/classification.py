@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmexpert.data.records import Record
-from mmexpert.evaluators.base import Collected, Evaluation, collect, part_losses
+from mmexpert.data.records import Record, RecordDataset
+from mmexpert.evaluators.base import Collected, Evaluation, collect, further_columns, part_losses
 from mmexpert.metrics.classification import (
     chance_lines,
     classification_metrics,
@@ -71,7 +71,7 @@ class ClassificationEvaluator:
             "uncalibrated": collected.class_logits is None or "loss_class" not in objective.loss.term_weights,
         }
         known = {name: value for name, value in metrics.items() if value is not None}
-        return Evaluation(known, protocol, _tables(probabilities, labels, names), _predictions(probabilities, labels, names, records))
+        return Evaluation(known, protocol, _tables(probabilities, labels, names), _predictions(probabilities, labels, dataset, records))
 
     def _probabilities(self, objective: nn.Module, collected: Collected, texts: Tensor | None, loaders: Any) -> tuple[np.ndarray, str]:
         """Probabilities [n, K] in fp64 and where they come from: the class head, else the cosines at the usual scale."""
@@ -135,8 +135,9 @@ def _tables(probabilities: np.ndarray, labels: np.ndarray, names: Sequence[str])
     }
 
 
-def _predictions(probabilities: np.ndarray, labels: np.ndarray, names: Sequence[str], records: Sequence[Record]) -> list[dict[str, Any]]:
+def _predictions(probabilities: np.ndarray, labels: np.ndarray, dataset: RecordDataset, records: Sequence[Record]) -> list[dict[str, Any]]:
     """A row a sample."""
+    names = dataset.classes.names
     return [
         {
             "id": record.id,
@@ -144,6 +145,7 @@ def _predictions(probabilities: np.ndarray, labels: np.ndarray, names: Sequence[
             "label": names[label],
             "predicted": names[row.argmax()],
             **{f"p_{name}": float(p) for name, p in zip(names, row, strict=True)},
+            **further_columns(dataset, record),
         }
         for record, label, row in zip(records, labels.tolist(), probabilities, strict=True)
     ]

@@ -19,7 +19,7 @@ from mmexpert.types import ClassTable, ConfigError, DataError
 FOLDS = {
     "method": "group", "splitter": functools.partial(GroupKFold, shuffle=True), "n_splits": 5, "n_repeats": 1, "seed": 42,
     "inner_val": 0.15, "selection": "inner", "fold": None, "fractions": None, "small_classes": "error", "same_init": False,
-    "headline": None, "over": "groups", "max_folds": 50, "file": None, "workers": 1,
+    "headline": None, "over": "groups", "max_folds": 50, "file": None, "workers": 1, "refit": False, "inner_splits": None, "grid": None,
 }  # fmt: skip
 ROWS = {"method": "kfold", "splitter": functools.partial(KFold, shuffle=True), "over": "rows"}
 FILED = {"method": "file", "splitter": functools.partial(StratifiedGroupKFold, shuffle=True), "n_splits": None}

@@ -22,7 +22,7 @@ GROUPED = functools.partial(GroupKFold, shuffle=True)
 FOLDS = {
     "method": "stratified_group", "splitter": STRATIFIED, "n_splits": 5, "n_repeats": 1, "seed": 42, "inner_val": 0.15,
     "selection": "inner", "fold": None, "fractions": None, "small_classes": "error", "same_init": False, "headline": None,
-    "over": "groups", "max_folds": 50, "file": None, "workers": 1,
+    "over": "groups", "max_folds": 50, "file": None, "workers": 1, "refit": False, "inner_splits": None, "grid": None,
 }  # fmt: skip
 NONE = FOLDS | {"method": "none", "splitter": None, "n_splits": 1, "fractions": [0.7, 0.15, 0.15]}
 
