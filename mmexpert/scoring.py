@@ -16,6 +16,7 @@ from mmexpert.engine.folds_file import FILE, read_folds_info, stored_folds
 from mmexpert.engine.plots import write_plots
 from mmexpert.engine.results import write_predictions
 from mmexpert.engine.runtime import LaunchSettings, adopt_slurm, launch
+from mmexpert.engine.stamps import stamps
 from mmexpert.engine.status import config_hash, read_status
 from mmexpert.engine.step_folder import load_weights, read_weights, verified
 from mmexpert.types import ConfigError, RunFolderError
@@ -84,7 +85,7 @@ def score_fold(
             "checkpoint": weights.name,
             "config_hash": config_hash(cfg, NOT_HASHED),
             "protocol": evaluation.protocol,
-        }
+        } | stamps(dataset, cfg["cv"]["selection"])
         write_atomic(out / "metrics.json", strict_json(content, indent=1))
         write_predictions(out, evaluation.predictions, evaluation.tables)
         write_plots(out, [], evaluation.tables, evaluation.protocol, evaluation.metrics, 0, trainer["batch_size"])

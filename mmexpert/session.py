@@ -19,6 +19,7 @@ from mmexpert.engine.meter import Meter
 from mmexpert.engine.progress import Choice
 from mmexpert.engine.results import versions, write_data_report
 from mmexpert.engine.runtime import Ranks, Run
+from mmexpert.engine.stamps import stamps, told
 from mmexpert.engine.tracking import Tracker
 from mmexpert.engine.watch import Watch, WatchSettings
 from mmexpert.types import RunFolderError
@@ -85,6 +86,8 @@ def start_line(
         trainer["batch_size"], ranks.processes, micro, trainer["accumulation"],
         ", ".join(f"{len(rows)} {part}" for part, rows in parts.items()), parameters / 1e6,
     )  # fmt: skip
+    for sentence in told(stamps(session.dataset, session.cv.selection)):
+        log.warning("%s", sentence)
     if trainer["accumulation"] > 1:
         log.info("accumulation adds no negatives: each micro-batch of %d is a contrastive batch of its own", micro)
     truncated = tokenizer.too_long(texts) if tokenizer is not None else 0

@@ -71,7 +71,7 @@ def put_aside(folder: Path) -> None:
     """Renames the folder of an earlier run to the first free of .1, .2, ... Raises RunFolderError where it still runs."""
     number = next(n for n in range(1, 10**6) if not Path(f"{folder}.{n}").exists())
     with ExitStack() as locks:
-        for path in (folder, *sorted(folder.glob("fold_*"))):
+        for path in (folder, *sorted(folder.glob("fold_*")), *folder.glob("final")):
             locks.enter_context(RunLock(path))
         folder.rename(f"{folder}.{number}")
     log.info("resume=never: the earlier run is now %s.%d", folder, number)

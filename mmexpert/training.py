@@ -21,6 +21,7 @@ from mmexpert.engine.progress import Progress
 from mmexpert.engine.report import write_report
 from mmexpert.engine.results import read_json, versions, write_run_files
 from mmexpert.engine.runtime import LaunchSettings, Ranks, adopt_slurm, launch, on_first_rank, seed_all, seed_rank
+from mmexpert.engine.stamps import stamps
 from mmexpert.engine.status import Status, config_hash, read_status, write_status
 from mmexpert.engine.step_folder import newest_position
 from mmexpert.engine.tracking import NAMES
@@ -95,15 +96,15 @@ def open_session(cfg: Config, folder: Path, overrides: list[str], trust: Sequenc
 def train_fold(session: Session, fold: Fold, count: int, accelerator: Any) -> float | None:
     """One fold from wherever it stands to its files; returns its best monitored value."""
     cfg, ranks = session.cfg, Ranks(accelerator)
-    folder = session.folder / f"fold_{fold.number}" if fold.number else session.folder
+    folder = fold.folder(session.folder)
     status = read_status(folder)
     if status is not None and status.state == "done" and status.config_hash == session.hash:
-        log.info("fold %d is finished", fold.number)
+        log.info("%s is finished", folder.name)
         return read_json(folder / "metrics.json").get("best_value")
     if status is not None and status.fingerprint and status.fingerprint != session.fingerprint:
         raise RunFolderError(f"{folder}: the data has changed since the run began; choose another name=, or resume=never")
-    if fold.number and ranks.rank == 0:
-        folder.mkdir(exist_ok=True)
+    if folder != session.folder and ranks.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
         write_run_files(folder, cfg, session.overrides, session.hash, ranks.processes)
     started = time.monotonic()
     status = status or Status("running", session.hash)
@@ -112,9 +113,7 @@ def train_fold(session: Session, fold: Fold, count: int, accelerator: Any) -> fl
         write_status(folder, status)
     progress = None
     try:
-        progress, finished = _train(
-            session, fold, folder, f"[fold {fold.number}/{count}] " if fold.number else "", accelerator, status, started
-        )
+        progress, finished = _train(session, fold, folder, fold.prefix(count), accelerator, status, started)
         status.state, status.stopped, status.exit_code = "done", "epochs" if progress.patience_left else "early", 0
         status.epoch, status.step, status.best_epoch = progress.epoch, progress.step, finished.metrics["best_epoch"]
         return finished.best_value
@@ -157,14 +156,14 @@ def _train(
     optimizer, schedule = build.build_optimizer(cfg, objective, loaders.steps_per_epoch)
     evaluator = build.build_evaluator(cfg, session.trust)
     run, settings = open_run(session, folder, prefix, accelerator, loaders, objective)
-    if ranks.rank == 0 and not prefix or fold.number == 1 and ranks.rank == 0:
+    if ranks.rank == 0 and fold.number < 2 and not fold.place:
         start_line(session, ranks, accelerator, objective, parts, tokenizer, texts)
     try:
         with run.watch:
             loaders.on_batch = run.watch.poll
             progress = fit(objective, loaders, evaluator, optimizer, schedule, settings, run)
             load_best(objective, run.checkpoints, session.cv.selection == "last")
-            wanted = [*cfg["final_parts"], *([] if parts["test"] else ["valid"])]
+            wanted = [*cfg["final_parts"], *([] if parts["test"] else ["valid"]), *(["external"] if fold.external else [])]
             scored = score_parts(objective, loaders, evaluator, accelerator, list(dict.fromkeys(wanted)))
         finished = on_first_rank(
             ranks,
@@ -182,7 +181,8 @@ def _train(
 def _write(
     session: Session, folder: Path, objective: Any, tokenizer: Any, classes: Any, progress: Progress, scored: dict[str, Any], seconds: float
 ) -> Finished:
-    finished = write_results(folder, session.cfg, progress, scored, "epochs" if progress.patience_left else "early", seconds)
+    stamped = stamps(session.dataset, session.cv.selection)
+    finished = write_results(folder, session.cfg, progress, scored, "epochs" if progress.patience_left else "early", seconds, stamped)
     save_model(folder / "model", objective, session.cfg, tokenizer, classes, finished.metrics)
     if folder != session.folder:
         write_report(folder)

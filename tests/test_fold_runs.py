@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from mmexpert import fold_runs, fold_workers
+from mmexpert.engine.folds import Fold
 from mmexpert.engine.lock import RunLock
 from mmexpert.engine.status import Status, read_status, write_status
 from mmexpert.train import put_aside
@@ -31,7 +32,7 @@ def held(tmp_path):
 
 
 def session(folder, fold=None, workers=1):
-    cv = SimpleNamespace(fold=fold, workers=workers)
+    cv = SimpleNamespace(fold=fold, workers=workers, refit=False)
     return SimpleNamespace(folder=folder, hash="c0ffee", fingerprint="da7a", cv=cv, cfg={"trainer": {"device": "cpu"}}, dataset=None)
 
 
@@ -42,7 +43,7 @@ def folds(monkeypatch):
     monkeypatch.setattr(fold_runs, "finish_folds", lambda _: ended.append(True))
     monkeypatch.setattr(fold_runs, "write_report", lambda _: None)
     monkeypatch.setattr(fold_runs, "write_class_table", lambda *_: None)
-    return [SimpleNamespace(number=number) for number in (1, 2, 3)]
+    return [Fold(number, 1, [], [], []) for number in (1, 2, 3)]
 
 
 def run(folds, one, train):

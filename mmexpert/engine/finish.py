@@ -10,10 +10,12 @@ from torch import nn
 from mmexpert.data.loaders import Loaders
 from mmexpert.engine.checkpoint import Checkpoints
 from mmexpert.engine.console import result_table
-from mmexpert.engine.files import write_atomic
+from mmexpert.engine.external import FILE as EXTERNAL
+from mmexpert.engine.files import csv_text, write_atomic
 from mmexpert.engine.plots import write_plots
 from mmexpert.engine.progress import Progress
 from mmexpert.engine.results import write_metrics, write_predictions, write_training_results
+from mmexpert.engine.stamps import told
 from mmexpert.engine.step_folder import load_weights, read_weights
 from mmexpert.evaluators.base import Evaluation
 
@@ -41,9 +43,15 @@ def score_parts(objective: nn.Module, loaders: Loaders, evaluator: Any, accelera
 
 
 def write_results(
-    folder: Path, config: dict[str, Any], progress: Progress, scored: dict[str, Evaluation], stopped: str, seconds: float
+    folder: Path,
+    config: dict[str, Any],
+    progress: Progress,
+    scored: dict[str, Evaluation],
+    stopped: str,
+    seconds: float,
+    stamped: dict[str, Any],
 ) -> Finished:
-    """metrics.json, training_results.json, predictions, plots and result.txt of a fold; rank 0 alone."""
+    """metrics.json, training_results.json, predictions, plots and result.txt of a fold; rank 0 alone. stamped: from engine.stamps."""
     key = next(iter(progress.best), None)
     best_epoch, best_value = progress.best_epoch or progress.epoch, progress.best_value
     metrics: dict[str, Any] = {name: value for name, value in progress.history[best_epoch - 1].items() if name.startswith("valid/")}
@@ -52,10 +60,12 @@ def write_results(
         metrics = {name: value for name, value in metrics.items() if not name.startswith(f"{part}/")}
         metrics |= {f"{part}/{name}": value for name, value in evaluation.metrics.items()}
         protocol[part] = evaluation.protocol
-    metrics |= {"best_epoch": best_epoch, "best_value": best_value, "monitor": key}
+    metrics |= {"best_epoch": best_epoch, "best_value": best_value, "monitor": key} | stamped
     write_metrics(folder, metrics, protocol)
     shown = scored.get("test") or next(iter(scored.values()), Evaluation({}))
     write_predictions(folder, shown.predictions, shown.tables)
+    if "external" in scored:
+        write_atomic(folder / EXTERNAL, csv_text(scored["external"].predictions))
     write_training_results(
         folder,
         {
@@ -73,6 +83,7 @@ def write_results(
     )
     write_plots(folder, progress.history, shown.tables, shown.protocol, shown.metrics, best_epoch, config["trainer"]["batch_size"])
     lines = [line for evaluation in scored.values() for line in ["", *result_table(evaluation.metrics, evaluation.protocol)]]
+    lines += [f"WARNING: {sentence}" for sentence in told(stamped)]
     lines += ["", f"in {folder}: report.html, metrics.json, model/, plots/, predictions.csv, history.csv, checkpoints/"]
     write_atomic(folder / "result.txt", "\n".join(lines) + "\n")
     for line in lines:
