@@ -73,6 +73,7 @@ NOT_HASHED = [
     "cv.fold",
     "cv.workers",
     "cv.lock",
+    "cv.refit",
     "expect_processes",
     "data_check",
     "trainer.device",

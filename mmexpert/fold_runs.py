@@ -139,5 +139,7 @@ def _sum_up(session: Session) -> dict[str, Any]:
 
 
 def _write_state(session: Session, done: bool) -> None:
-    status = Status("done", session.hash, session.fingerprint, exit_code=0) if done else Status("running", session.hash, session.fingerprint)
+    status = (
+        Status("done", session.hash, session.fingerprint, exit_code=0) if done else Status("running", session.hash, session.fingerprint)
+    )
     write_status(session.folder, status)

@@ -81,11 +81,15 @@ def score_fold(
     if accelerator.is_main_process:
         out = folder / "evaluate" / split
         out.mkdir(parents=True, exist_ok=True)
-        content = evaluation.metrics | {
-            "checkpoint": weights.name,
-            "config_hash": config_hash(cfg, NOT_HASHED),
-            "protocol": evaluation.protocol,
-        } | stamps(dataset, cfg["cv"]["selection"])
+        content = (
+            evaluation.metrics
+            | {
+                "checkpoint": weights.name,
+                "config_hash": config_hash(cfg, NOT_HASHED),
+                "protocol": evaluation.protocol,
+            }
+            | stamps(dataset, cfg["cv"]["selection"])
+        )
         write_atomic(out / "metrics.json", strict_json(content, indent=1))
         write_predictions(out, evaluation.predictions, evaluation.tables)
         write_plots(out, [], evaluation.tables, evaluation.protocol, evaluation.metrics, 0, trainer["batch_size"])

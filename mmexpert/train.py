@@ -36,7 +36,7 @@ def application(cfg: DictConfig) -> float | None:
     if plain["dry_run"]:
         log.info("folder %s | state %s | %s", folder, status.state if status else "absent", " ".join(overrides) or "defaults")
         return None
-    if status is not None and status.state == "done":
+    if status is not None and status.state == "done" and not refit_open(folder, plain):
         log.info("finished before: %s", folder)
         return print_finished(folder)
     from mmexpert.training import train_run
@@ -65,6 +65,12 @@ def prepare_folder(folder: Path, plain: dict[str, Any]) -> Status | None:
             f"{folder} holds a run of another configuration:\n{table}\nChoose another name=, or resume=never to start afresh here"
         )
     return status
+
+
+def refit_open(folder: Path, plain: dict[str, Any]) -> bool:
+    """Whether cv.refit asks for a model that the finished folds of a run do not have yet."""
+    status = read_status(folder / "final")
+    return plain["cv"]["refit"] and (status is None or status.state != "done")
 
 
 def put_aside(folder: Path) -> None:

@@ -27,6 +27,7 @@ from mmexpert.engine.step_folder import newest_position
 from mmexpert.engine.tracking import NAMES
 from mmexpert.fold_runs import run_folds
 from mmexpert.fold_workers import check_workers
+from mmexpert.nested import nested_train
 from mmexpert.session import Session, load_initial, open_run, start_line
 from mmexpert.types import ConfigError, RunFolderError
 
@@ -43,7 +44,10 @@ def train_run(cfg: Config, folder: Path, overrides: list[str], trust: Sequence[s
     if cfg["cv"]["splitter"] is not None:  # each fold has a lock of its own: several processes may share a cross-validation
         session = open_session(cfg, folder, overrides, trust, ranks)
         folds = on_first_rank(ranks, lambda: settle_folds(folder, session.dataset, session.cv))
-        return run_folds(session, folds, accelerator, train_fold, lambda: start_accelerator(cfg, folder))
+        train, restart = train_fold, lambda: start_accelerator(cfg, folder)
+        if session.cv.grid is not None:
+            train = nested_train(session, folds, train_fold, restart)
+        return run_folds(session, folds, accelerator, train, restart)
     lock = RunLock(folder)
     on_first_rank(ranks, lambda: lock.acquire() and None)
     try:

@@ -84,7 +84,8 @@ def write_results(
     write_plots(folder, progress.history, shown.tables, shown.protocol, shown.metrics, best_epoch, config["trainer"]["batch_size"])
     lines = [line for evaluation in scored.values() for line in ["", *result_table(evaluation.metrics, evaluation.protocol)]]
     lines += [f"WARNING: {sentence}" for sentence in told(stamped)]
-    lines += ["", f"in {folder}: report.html, metrics.json, model/, plots/, predictions.csv, history.csv, checkpoints/"]
+    files = "report.html, metrics.json, model/, plots/, history.csv, checkpoints/" + (", predictions.csv" if shown.predictions else "")
+    lines += ["", f"in {folder}: {files}"]
     write_atomic(folder / "result.txt", "\n".join(lines) + "\n")
     for line in lines:
         log.info("%s", line)

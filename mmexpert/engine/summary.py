@@ -11,6 +11,7 @@ from mmexpert.engine.console import summary_line
 from mmexpert.engine.external import external_summary, line
 from mmexpert.engine.files import strict_json, write_atomic
 from mmexpert.engine.folds_file import FILE, read_folds_info
+from mmexpert.engine.inner_folds import wins
 from mmexpert.engine.oof import FoldRows, oof_text, pooled_tables, read_rows
 from mmexpert.engine.row_scores import bootstrap_intervals
 from mmexpert.engine.stamps import told
@@ -35,6 +36,7 @@ def aggregate(folder: Path) -> dict[str, Any]:
     pooled, tables = pooled_tables(rows, names) if names else ({}, {})
     entries = over_folds(metrics, rows, names)
     headline, said = _headline(config, names, entries)
+    grid = config["cv"].get("grid")
     external = external_summary(folder, info, metrics, [fold["fold"] for fold in done], names)
     summary: dict[str, Any] = {
         "format": 1,
@@ -51,6 +53,7 @@ def aggregate(folder: Path) -> dict[str, Any]:
         "group_metrics": {key: entry for key, entry in entries.items() if key.startswith("test/group_")},
         "pooled": pooled,
         "external": external,
+        **({"nested": wins(folder, [fold["fold"] for fold in done], grid)} if grid is not None else {}),
         "warnings": _warnings(info, config, statuses, entries) + _stamped(metrics) + _unscored(external) + said,
         "config": config | {"cv": {key: value for key, value in config["cv"].items() if key not in ("fold", "workers")}},  # one summary
         "environment": _environment(folder),
