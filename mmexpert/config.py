@@ -88,9 +88,9 @@ NOT_HASHED = [
     "trainer.save_every_steps",
     "trainer.keep_last",
     "trainer.save_top_k",
+    "trainer.export_pth",
 ]
 """Keys that can not change a number: neither the config hash nor the run folder's name holds them."""
-
 
 CHOICES = {
     "resume": ("auto", "must", "never"),
@@ -98,8 +98,6 @@ CHOICES = {
     "trainer.device": ("auto", "cpu", "cuda"),
     "trainer.nonfinite": ("stop", "skip"),
 }
-
-
 _AT_LEAST_ONE = ("epochs", "max_steps", "batch_size", "eval_batch_size", "accumulation", "keep_last", "log_every", "save_every_steps")
 
 

@@ -16,7 +16,7 @@ from mmexpert.engine.status import Status, read_status, write_status
 from mmexpert.engine.summary import aggregate
 from mmexpert.fold_workers import Failures, run_workers, worker_count
 from mmexpert.refit import PLACE, final_fold, final_session
-from mmexpert.session import Session
+from mmexpert.session import Session, open_tracker
 from mmexpert.types import RunFolderError
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def run_folds(session: Session, folds: Sequence[Fold], accelerator: Any, train: 
             if error is not None:
                 failed[fold.number] = error
             accelerator = restart()  # one a fold: prepared models of a finished one would stay registered
-    missing = on_first_rank(ranks, lambda: finish_folds(session))
+    missing = on_first_rank(ranks, lambda: finish_folds(session, accelerator))
     if session.cv.refit and not missing and not failed:
         _refit(session, folds, accelerator, train)
     on_first_rank(ranks, lambda: write_report(session.folder))
@@ -113,16 +113,23 @@ def _best_value(session: Session, fold: Fold) -> float | None:
     return read_json(fold.folder(session.folder) / "metrics.json").get("best_value") if _done(session, fold) else None
 
 
-def finish_folds(session: Session) -> list[int]:
+def finish_folds(session: Session, accelerator: Any) -> list[int]:
     """The summary over the folds that are done, and the run's status; once more where another process ended a fold meanwhile.
 
-    Returns the numbers of the folds that are missing.
+    Returns the numbers of the folds that are missing. The first to find none tells the tracker.
     """
+    before = read_status(session.folder)
     summary = _sum_up(session)
     while summary["folds_missing"] and any(_ended(session, f"fold_{number}") for number in summary["folds_missing"]):
         summary = _sum_up(session)
     for line in ["", *fold_table(summary)]:
         log.info("%s", line)
+    if not summary["folds_missing"] and (before is None or before.state != "done"):
+        tracker = open_tracker(session, session.folder, accelerator, "summary")
+        entries = summary["metrics"] | summary["group_metrics"]
+        means = {f"cv/{name}_{key}": entry[key] for name, entry in entries.items() for key in ("mean", "sd")}
+        tracker.log_summary(means | {f"external/{name}": value for name, value in summary["external"].get("metrics", {}).items()})
+        tracker.finish()
     return summary["folds_missing"]
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,7 @@ def open_run(session: Session, folder: Path, prefix: str, accelerator: Any, load
     }
     keep = KeepSettings(trainer["keep_last"], trainer["save_every_minutes"], trainer["save_every_steps"])
     checkpoints = Checkpoints(folder / "checkpoints", identity, keep, choice, ranks, cfg["allow_world_change"])
-    name = f"{cfg['name']}/{folder.relative_to(session.folder.parent)}"
-    settings = instantiate(cfg["tracker"], "tracker")
-    tracker = Tracker(folder, settings, accelerator if ranks.rank == 0 else None, name, cfg)
+    tracker = open_tracker(session, folder, accelerator)
     console = Console(prefix, loaders.steps_per_epoch, ["acc", "map", "RSum", f"{objective.model.query}_to_{objective.model.target}_R@1"])
     meter = Meter(tracker, console, ranks, accelerator.device, trainer["log_every"], trainer["batch_size"])
     poll = trainer["poll_every"] or (10 if accelerator.device.type == "cuda" else 1)
@@ -70,6 +68,16 @@ def open_run(session: Session, folder: Path, prefix: str, accelerator: Any, load
     limit = trainer["max_grad_norm"] if trainer["max_grad_norm"] is not None else float("inf")
     fit_settings = FitSettings(total, epochs, trainer["val_every"] if has_valid else 0, limit, tuple(monitors) if has_valid else ())
     return Run(accelerator, checkpoints, tracker, watch, meter), fit_settings
+
+
+def open_tracker(session: Session, folder: Path, accelerator: Any, job: str = "") -> Tracker:
+    """The tracker of a run, or of one of its folds: then its group is the run's name and its job type the fold's. job: another one's."""
+    settings, place = instantiate(session.cfg["tracker"], "tracker"), folder.relative_to(session.folder)
+    run = f"{session.cfg['name']}/{session.folder.name}"
+    job = job or ("" if place == Path() else place.as_posix())
+    if job and settings.group is None:
+        settings = replace(settings, group=run)
+    return Tracker(folder, settings, accelerator if Ranks(accelerator).rank == 0 else None, f"{run}/{job}".rstrip("/"), session.cfg, job)
 
 
 def start_line(

@@ -11,7 +11,7 @@ from mmexpert import build
 from mmexpert.config import NOT_HASHED, instantiate
 from mmexpert.engine.class_merge import without_small
 from mmexpert.engine.console import set_up_logging
-from mmexpert.engine.export import save_model
+from mmexpert.engine.export import save_model, save_pth
 from mmexpert.engine.finish import Finished, load_best, score_parts, write_results
 from mmexpert.engine.folds import Fold, fold_seed
 from mmexpert.engine.folds_file import settle_folds
@@ -173,6 +173,11 @@ def _train(
             ranks,
             lambda: _write(session, folder, objective, tokenizer, classes, progress, scored, status.seconds + time.monotonic() - started),
         )
+        if cfg["trainer"]["export_pth"]:
+            kept = {"best": run.checkpoints.best_folder(), "latest": run.checkpoints.latest()}
+            epochs = {"best": progress.best_epoch or progress.epoch, "latest": progress.epoch}
+            rows = {name: (kept[name], progress.history[epochs[name] - 1]) for name in kept}
+            on_first_rank(ranks, lambda: save_pth(folder, rows, cfg, classes))
         if (step := run.checkpoints.resumed_step) is not None:
             row = {"step": step, "versions": versions(), "processes": ranks.processes, "exact": run.checkpoints.exact}
             status.resumes.append(row)

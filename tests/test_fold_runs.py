@@ -40,7 +40,7 @@ def session(folder, fold=None, workers=1):
 def folds(monkeypatch):
     """Three folds; the summary is left out."""
     ended = []
-    monkeypatch.setattr(fold_runs, "finish_folds", lambda _: ended.append(True))
+    monkeypatch.setattr(fold_runs, "finish_folds", lambda *_: ended.append(True))
     monkeypatch.setattr(fold_runs, "write_report", lambda _: None)
     monkeypatch.setattr(fold_runs, "write_class_table", lambda *_: None)
     return [Fold(number, 1, [], [], []) for number in (1, 2, 3)]
@@ -117,11 +117,12 @@ def test_a_fold_that_another_process_ends_during_the_summary_is_summed_up_too(tm
     def sum_up(one):
         (one.folder / "fold_2").mkdir(exist_ok=True)
         write_status(one.folder / "fold_2", Status("done", "c0ffee"))  # the other process is done just after these were read
-        return {"folds_missing": missing.pop(0)}
+        return {"folds_missing": missing.pop(0), "metrics": {}, "group_metrics": {}, "external": {}}
 
     monkeypatch.setattr(fold_runs, "_sum_up", sum_up)
     monkeypatch.setattr(fold_runs, "fold_table", lambda _: [])
-    fold_runs.finish_folds(session(tmp_path))
+    monkeypatch.setattr(fold_runs, "open_tracker", lambda *_: SimpleNamespace(log_summary=lambda _: None, finish=lambda: None))
+    fold_runs.finish_folds(session(tmp_path), None)
     assert missing == []
 
 
