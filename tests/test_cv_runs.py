@@ -7,6 +7,10 @@ import csv
 import gc
 import json
 import logging
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +22,10 @@ from safetensors.torch import load_file
 
 from mmexpert.command_line import composed
 from mmexpert.config import NOT_HASHED, check
-from mmexpert.engine.status import config_hash, read_status
+from mmexpert.engine.status import Status, config_hash, read_status, write_status
 from mmexpert.types import ConfigError, DataError
 
+ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ("left", "right")
 SMALL = [
     "experiment=hip", "dataset=image_folder", "encoder/image=conv", "encoder.image.side=32", "encoder.image.channels=[8,16]", "encoder.image.in_chans=1", "cv=stratified_group", "cv.n_splits=2", "cv.inner_val=0.3",
@@ -152,8 +157,6 @@ def test_further_columns_of_the_table_stand_in_the_predictions_as_they_were_writ
 
 
 def evaluate(monkeypatch, *arguments):
-    import sys
-
     from mmexpert import evaluate as command
 
     monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
@@ -253,27 +256,57 @@ def test_nested_selects_what_can_learn_in_every_fold_and_no_test_row_is_in_an_in
         assert np.mean(selected["scores"][1]) > np.mean(selected["scores"][0])
 
 
-def test_a_nested_run_that_was_stopped_goes_on_where_it_was_and_ends_with_the_same_bytes(films, tmp_path, monkeypatch):
+def test_a_nested_run_that_was_stopped_trains_only_what_is_missing_and_chooses_once(films, tmp_path, monkeypatch):
     import mmexpert.training as training
 
-    given = (f"dataset.root={films}", *NESTED, "trainer.epochs=1", "cv.fold=1")
-    whole = run(tmp_path / "whole" / "hip" / "run", *given)
-    original, calls = training.train_fold, []
+    calls, stop_at = [], 3
 
-    def stops(session, fold, count, accelerator):
-        calls.append(fold.place)
-        if len(calls) == 3:
+    def fake(session, fold, count, accelerator):
+        calls.append((fold.place, session.cfg["optimizer"]["lr"]))
+        if len(calls) == stop_at or not fold.inner:
             raise SystemExit(143)
-        return original(session, fold, count, accelerator)
+        folder = fold.folder(session.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_status(folder, Status("done", session.hash))
+        value = 0.9 if session.cfg["optimizer"]["lr"] else 0.5
+        (folder / "metrics.json").write_text(json.dumps({"best_value": 1.0, "valid/acc": value}))
 
-    monkeypatch.setattr(training, "train_fold", stops)
-    with pytest.raises(SystemExit):
-        run(tmp_path / "cut" / "hip" / "run", *given)
-    assert read_status(tmp_path / "cut/hip/run/fold_1").state == "stopped"
-    again = run(tmp_path / "cut" / "hip" / "run", *given)
-    assert calls == ["fold_1/inner/c1_j1", "fold_1/inner/c1_j2"] + ["fold_1/inner/c2_j1"] * 2 + ["fold_1/inner/c2_j2", ""]
-    for name in ("fold_1/selected.json", "fold_1/predictions.csv", "oof_predictions.csv"):
-        assert (again / name).read_bytes() == (whole / name).read_bytes()
+    monkeypatch.setattr(training, "train_fold", fake)
+    sittings = []
+    for _ in range(3):
+        with pytest.raises(SystemExit):
+            run(tmp_path / "hip" / "run", f"dataset.root={films}", *NESTED, "cv.fold=1")
+        sittings.append(calls.copy())
+        calls.clear()
+        stop_at = 0
+        if len(sittings) == 1:
+            assert read_status(tmp_path / "hip/run/fold_1").state == "stopped"
+    one, two, three, four = ((f"fold_1/inner/c{c}_j{j}", 3e-3 * (c - 1)) for c in (1, 2) for j in (1, 2))
+    assert sittings == [[one, two, three], [three, four, ("", 3e-3)], [("", 3e-3)]]
+    assert stored(tmp_path / "hip/run/fold_1/selected.json")["scores"] == [[0.5, 0.5], [0.9, 0.9]]
+
+
+def test_a_fold_killed_in_mid_save_and_folds_in_another_order_end_with_the_same_bytes(refitted, films, tmp_path):
+    """cross-validation.md section 10, tests 2 and 3: the folds file is there before the first step, kill -9 changes no byte."""
+    folder, epoch = tmp_path / "hip" / "killed", stored(refitted / "fold_2" / "history.json")[1]
+    given = [*SMALL, f"dataset.root={films}", f"hydra.run.dir={folder}", "cv.fold=2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MMEXPERT_KILL_AT": f"rename:{epoch['step']}"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "mmexpert.train", *given], env=environment, cwd=tmp_path, capture_output=True, timeout=200
+    )
+    assert ended.returncode == -signal.SIGKILL and read_status(folder / "fold_2").state == "running"
+    assert (folder / "folds_info.json").read_bytes() == (refitted / "folds_info.json").read_bytes()
+    (folder / "fold_2" / ".metrics.json.tmp-1").write_text('{"test/acc": 0.')  # half of a file
+    run(folder, f"dataset.root={films}", "cv.fold=2")
+    assert read_status(folder / "fold_2").resumes[0]["exact"]
+    assert stored(folder / "cv_summary.json")["folds_missing"] == [1]
+    run(folder, f"dataset.root={films}", "cv.fold=1")
+    assert (folder / "oof_predictions.csv").read_bytes() == (refitted / "oof_predictions.csv").read_bytes()
+    found = [stored(one / "cv_summary.json") for one in (folder, refitted)]
+    for summary in found:
+        summary["metrics"] = {name: entry for name, entry in summary["metrics"].items() if "time" not in name}
+        del summary["config"]
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("grid, message", [

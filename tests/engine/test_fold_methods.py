@@ -80,6 +80,14 @@ def test_more_groups_than_max_folds_are_refused_with_both_numbers():
         (FILED, "cv.file=None with cv=file"),
         ({"over": "columns"}, "cv.over=columns: choose groups or rows"),
         ({"workers": 0}, "cv.workers=0: choose 1, more, or auto"),
+        ({"grid": ["seed=1"]}, "cv.inner_splits and cv.grid belong to cv=nested"),
+        ({"method": "nested", "inner_splits": 1, "grid": ["seed=1"]}, "cv.inner_splits=1: 2 or more"),
+        ({"method": "nested", "inner_splits": 3, "grid": ["seed=1", "seed=1"]}, "a list of different override strings"),
+        (
+            {"method": "nested", "inner_splits": 3, "grid": [""], "selection": "outer", "inner_val": 0.0},
+            "which cv=nested is there to avoid",
+        ),
+        ({"method": "nested", "inner_splits": 3, "grid": [""], "refit": True}, "each fold of cv=nested has a winner of its own"),
     ],
 )
 def test_keys_that_do_not_fit_the_method_are_refused(changed, message):

@@ -414,13 +414,22 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path):
 
 @pytest.mark.parametrize(
     "method, count",
-    [("none", 1), ("group", 5), ("stratified_group", 5), ("kfold", 5), ("stratified", 5), ("repeated", 15), ("leave_one_group_out", 40)],
+    [
+        ("none", 1),
+        ("group", 5),
+        ("stratified_group", 5),
+        ("kfold", 5),
+        ("stratified", 5),
+        ("repeated", 15),
+        ("leave_one_group_out", 40),
+        ("nested", 5),
+    ],
 )
 def test_every_yaml_of_the_group_makes_folds(method, count):
     from mmexpert.command_line import composed
     from mmexpert.config import check, instantiate
 
-    plain = check(composed(f"cv={method}"))
+    plain = check(composed(f"cv={method}", *(["cv.grid=[seed=1]"] if method == "nested" else [])))
     chosen = instantiate(plain["cv"], "cv")
     folds = make_folds(dataset(grouped(groups=40), "ab"), chosen)
     assert chosen.method == method and len(folds) == count
