@@ -429,7 +429,7 @@ def test_every_yaml_of_the_group_makes_folds(method, count):
     from mmexpert.command_line import composed
     from mmexpert.config import check, instantiate
 
-    plain = check(composed(f"cv={method}", *(["cv.grid=[seed=1]"] if method == "nested" else [])))
+    plain = check(composed(f"cv={method}", *(["cv.grid=['seed=1']"] if method == "nested" else [])))
     chosen = instantiate(plain["cv"], "cv")
     folds = make_folds(dataset(grouped(groups=40), "ab"), chosen)
     assert chosen.method == method and len(folds) == count
