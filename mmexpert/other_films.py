@@ -1,5 +1,6 @@
 """`mmexpert.evaluate run=RUN dataset.root=DIR`: a run's models on other data of the same classes, by their mean probability."""
 
+import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,6 +106,8 @@ def _rows(cfg: Config, folder: Path, dataset: RecordDataset, wanted: list[int], 
     loaded = load(folder, accelerator.device.type, trust)
     place = build.Placement(accelerator.device, accelerator.process_index, accelerator.num_processes)
     cfg = cfg | {"trainer": trainer | {"drop_last": False}}
+    dataset = copy.copy(dataset)
+    dataset.balance_settings = None  # nothing is trained, and a class may be absent
     parts = {"train": wanted, "valid": [], "test": wanted}
     loaders = build.build_loaders(cfg, dataset, parts, loaded.tokenizer, cfg["seed"], place)
     try:
