@@ -113,12 +113,18 @@ def register() -> None:
 
 
 def composed(*overrides: str, name: str = "train") -> "DictConfig":
-    """The configuration that a command line with these overrides gives, outside hydra.main. Raises Hydra's errors."""
+    """The configuration that a command line with these overrides gives, inside a run of hydra.main too. Raises Hydra's errors."""
     from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
 
     register()
-    with initialize_config_dir(version_base="1.3", config_dir=CONF_DIR):
-        return compose(name, overrides=list(overrides))
+    running = GlobalHydra.instance().hydra  # one at a time, says Hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=CONF_DIR):
+            return compose(name, overrides=list(overrides))
+    finally:
+        GlobalHydra.instance().hydra = running
 
 
 def launch(application: Callable[[], object]) -> None:

@@ -73,6 +73,7 @@ NOT_HASHED = [
     "cv.fold",
     "cv.workers",
     "cv.lock",
+    "cv.refit",
     "expect_processes",
     "data_check",
     "cache_dir",
@@ -88,6 +89,7 @@ NOT_HASHED = [
     "trainer.save_every_steps",
     "trainer.keep_last",
     "trainer.save_top_k",
+    "trainer.export_pth",
 ]
 """Keys that can not change a number: neither the config hash nor the run folder's name holds them."""
 

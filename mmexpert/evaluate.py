@@ -1,8 +1,11 @@
 """`python -m mmexpert.evaluate run=RUN [split=test] [overrides]`: scores a stored run's weights again.
 
-run: a run folder or one of its folds. split: train, valid or test of the run's own folds. checkpoint: best, last, or a folder's name
-below checkpoints/. Other overrides change the stored configuration: `evaluator.k=[1,5]` a value, `evaluator=retrieval` a node.
-Writes RUN/evaluate/SPLIT/.
+run: a run folder or one of its folds. split: train, valid or test (the default) of the run's own folds. checkpoint: best, last, or a
+folder's name below checkpoints/. Other overrides change the stored configuration: `evaluator.k=[1,5]` a value, `evaluator=retrieval` a
+node. Writes RUN/evaluate/SPLIT/.
+
+With dataset.root=DIR (or another key of the data set) other data of the same classes is predicted by the mean probability of the fold
+models: all its rows, or those of split. Writes RUN/evaluate/other_DIR/.
 
 `python -m mmexpert.evaluate features=FILE.npz evaluator.protocol=fashioniq|cirr [evaluator.combine=sum|normalised_sum|text|image] [name=]`:
 scores features that another program has made (composed retrieval). Writes outputs/evaluate/NAME/metrics.json.
@@ -10,6 +13,7 @@ scores features that another program has made (composed retrieval). Writes outpu
 
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +25,7 @@ from mmexpert.command_line import composed, groups, launch, trust_list
 from mmexpert.config import suggest
 from mmexpert.types import ConfigError, RunFolderError
 
-OWN_KEYS = {"run": None, "features": None, "split": "test", "checkpoint": "best"}
+OWN_KEYS = {"run": None, "features": None, "split": None, "checkpoint": "best"}
 
 
 def application() -> None:
@@ -43,9 +47,15 @@ def application() -> None:
     folder = Path(own["run"])
     stored = stored_run(folder)
     plain = overridden(stored, overrides)
+    if own["checkpoint"] == "best" and any(re.match(r"dataset[.=]", override) for override in overrides):
+        from mmexpert.other_films import evaluate_other
+
+        if evaluate_other(plain, folder, own["split"], tuple(trust_list)) is not None:
+            return
     from mmexpert.scoring import evaluate_run
 
-    evaluate_run(plain, folder, own["split"], own["checkpoint"], tuple(trust_list))
+    configs = {path.parent.name: overridden(stored_run(path.parent), overrides) for path in folder.glob("fold_*/config.json")}
+    evaluate_run(plain, folder, own["split"] or "test", own["checkpoint"], tuple(trust_list), configs)
 
 
 def split_arguments(argv: list[str]) -> tuple[dict[str, Any], list[str]]:

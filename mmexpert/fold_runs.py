@@ -15,7 +15,8 @@ from mmexpert.engine.runtime import Ranks, on_first_rank
 from mmexpert.engine.status import Status, read_status, write_status
 from mmexpert.engine.summary import aggregate
 from mmexpert.fold_workers import Failures, run_workers, worker_count
-from mmexpert.session import Session
+from mmexpert.refit import PLACE, final_fold, final_session
+from mmexpert.session import Session, open_tracker
 from mmexpert.types import RunFolderError
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,9 @@ def run_folds(session: Session, folds: Sequence[Fold], accelerator: Any, train: 
             if error is not None:
                 failed[fold.number] = error
             accelerator = restart()  # one a fold: prepared models of a finished one would stay registered
-    on_first_rank(ranks, lambda: finish_folds(session))
+    missing = on_first_rank(ranks, lambda: finish_folds(session, accelerator))
+    if session.cv.refit and not missing and not failed:
+        _refit(session, folds, accelerator, train)
     on_first_rank(ranks, lambda: write_report(session.folder))
     if failed:
         log.error("failed: %s", "; ".join(f"fold {number}: {type(error).__name__}: {error}" for number, error in failed.items()))
@@ -54,21 +57,32 @@ def run_folds(session: Session, folds: Sequence[Fold], accelerator: Any, train: 
     return sum(values) / len(values) if values else None
 
 
+def _refit(session: Session, folds: Sequence[Fold], accelerator: Any, train: Train) -> None:
+    """The model on all rows, unless it is there or another process makes it; then the run is done."""
+    ranks, fold = Ranks(accelerator), final_fold(folds)
+    if not _done(session, fold):
+        error = _locked_fold(final_session(session, folds), fold, len(folds), accelerator, train)
+        if error is not None:
+            raise error
+    on_first_rank(ranks, lambda: _write_state(session, True))
+
+
 def _locked_fold(session: Session, fold: Fold, count: int, accelerator: Any, train: Train) -> Exception | None:
     """Trains a fold under its lock; skips it where another process holds that. Returns the error of a failed fold."""
-    ranks, lock = Ranks(accelerator), RunLock(session.folder / f"fold_{fold.number}")
+    ranks, folder = Ranks(accelerator), fold.folder(session.folder)
+    lock, name = RunLock(folder), folder.name.replace("_", " ")
     taken = on_first_rank(ranks, lambda: _taken(lock))
-    if taken and isinstance(session.cv.fold, int):
+    if taken and isinstance(session.cv.fold, int) and fold.number:
         raise RunFolderError(taken)
     if taken:
-        log.info("fold %d is left to its holder: %s", fold.number, taken)
+        log.info("%s is left to its holder: %s", name, taken)
         return None
     try:
         train(session, fold, count, accelerator)
     except Exception as error:
         if ranks.processes > 1:
             raise  # the other ranks may be elsewhere in the fold
-        log.error("fold %d failed", fold.number, exc_info=error)
+        log.error("%s failed", name, exc_info=error)
         return error
     finally:
         lock.release()
@@ -91,31 +105,48 @@ def _begin(session: Session) -> None:
 
 
 def _done(session: Session, fold: Fold) -> bool:
-    status = read_status(session.folder / f"fold_{fold.number}")
+    status = read_status(fold.folder(session.folder))
     return status is not None and status.state == "done" and status.config_hash == session.hash
 
 
 def _best_value(session: Session, fold: Fold) -> float | None:
-    return read_json(session.folder / f"fold_{fold.number}" / "metrics.json").get("best_value") if _done(session, fold) else None
+    return read_json(fold.folder(session.folder) / "metrics.json").get("best_value") if _done(session, fold) else None
 
 
-def finish_folds(session: Session) -> None:
-    """The summary over the folds that are done, and the run's status; once more where another process ended a fold meanwhile."""
+def finish_folds(session: Session, accelerator: Any) -> list[int]:
+    """The summary over the folds that are done, and the run's status; once more where another process ended a fold meanwhile.
+
+    Returns the numbers of the folds that are missing. The first to find none tells the tracker.
+    """
+    before = read_status(session.folder)
     summary = _sum_up(session)
-    while summary["folds_missing"] and any(_ended(session, number) for number in summary["folds_missing"]):
+    while summary["folds_missing"] and any(_ended(session, f"fold_{number}") for number in summary["folds_missing"]):
         summary = _sum_up(session)
     for line in ["", *fold_table(summary)]:
         log.info("%s", line)
+    if not summary["folds_missing"] and (before is None or before.state != "done"):
+        tracker = open_tracker(session, session.folder, accelerator, "summary")
+        entries = summary["metrics"] | summary["group_metrics"]
+        means = {f"cv/{name}_{key}": entry[key] for name, entry in entries.items() for key in ("mean", "sd")}
+        tracker.log_summary(means | {f"external/{name}": value for name, value in summary["external"].get("metrics", {}).items()})
+        tracker.finish()
+    return summary["folds_missing"]
 
 
-def _ended(session: Session, number: int) -> bool:
-    status = read_status(session.folder / f"fold_{number}")
+def _ended(session: Session, place: str) -> bool:
+    status = read_status(session.folder / place)
     return status is not None and status.state == "done"
 
 
 def _sum_up(session: Session) -> dict[str, Any]:
     summary = aggregate(session.folder)
     write_atomic(session.folder / "result.txt", "\n".join(["", *fold_table(summary)]) + "\n")
-    state = "done" if summary["state"] == "done" else "running"
-    write_status(session.folder, Status(state, session.hash, session.fingerprint, exit_code=0 if state == "done" else None))
+    _write_state(session, summary["state"] == "done" and (not session.cv.refit or _ended(session, PLACE)))
     return summary
+
+
+def _write_state(session: Session, done: bool) -> None:
+    status = (
+        Status("done", session.hash, session.fingerprint, exit_code=0) if done else Status("running", session.hash, session.fingerprint)
+    )
+    write_status(session.folder, status)

@@ -171,14 +171,20 @@ def _full_precision(kind: str) -> AbstractContextManager:
 
 
 def load(path: str | Path, device: str = "auto", trust: Sequence[str] = (), precision: str = "fp32") -> LoadedModel:
-    """Opens a run folder, one of its folds, or a model/ folder. device: auto | cpu | cuda. trust: packages of your own parts.
-    precision: fp32 | bf16.
+    """Opens a run folder (with folds: its final/, which cv.refit makes), one of its folds, or a model/ folder.
+
+    device: auto | cpu | cuda. trust: packages of your own parts. precision: fp32 | bf16.
 
     Raises RunFolderError where there is no model, ConfigError where its config names a foreign class.
     """
     path = Path(path)
     folder = next(
-        (folder for folder in (path / "model", path) if (folder / "model.safetensors").exists() and (folder / "config.json").exists()), None
+        (
+            folder
+            for folder in (path / "model", path / "final" / "model", path)
+            if (folder / "model.safetensors").exists() and (folder / "config.json").exists()
+        ),
+        None,
     )
     if folder is None:
         folds = sorted(fold.name for fold in path.glob("fold_*") if (fold / "model").is_dir())

@@ -46,6 +46,7 @@ class TrainerKeys:
     loader_timeout_s: int = MISSING
     group_timeout_s: int = MISSING
     log_every: int = MISSING
+    export_pth: bool = MISSING
 
 
 @dataclass

@@ -16,6 +16,7 @@ from mmexpert.engine.folds_file import FILE, read_folds_info, stored_folds
 from mmexpert.engine.plots import write_plots
 from mmexpert.engine.results import provenance, write_predictions
 from mmexpert.engine.runtime import LaunchSettings, adopt_slurm, launch
+from mmexpert.engine.stamps import stamps
 from mmexpert.engine.status import config_hash, read_status
 from mmexpert.engine.step_folder import MODEL, load_weights, read_weights, verified
 from mmexpert.types import ConfigError, RunFolderError
@@ -24,12 +25,17 @@ log = logging.getLogger(__name__)
 Config = dict[str, Any]
 
 
-def evaluate_run(cfg: Config, folder: Path, split: str, checkpoint: str, trust: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Scores the split of a run, or of each of its folds; writes RUN/evaluate/SPLIT/ and returns the metrics by folder name."""
+def evaluate_run(
+    cfg: Config, folder: Path, split: str, checkpoint: str, trust: Sequence[str], configs: dict[str, Config]
+) -> dict[str, dict[str, Any]]:
+    """Scores the split of a run, or of each of its folds; writes RUN/evaluate/SPLIT/ and returns the metrics by folder name.
+
+    configs: of each fold that has one of its own (cv=nested), by folder name.
+    """
     if split not in ("train", "valid", "test"):
         raise ConfigError(f"split={split}: choose train, valid or test")
     folds = sorted(folder.glob("fold_*"), key=lambda path: int(path.name.rpartition("_")[2])) or [folder]
-    info = read_folds_info(folder / FILE)
+    info = read_folds_info((folder if (folder / FILE).exists() else folder.parent) / FILE)
     dataset = merge_classes(build.build_dataset(cfg, trust), info.get("merged", ()))
     everything = {fold.number: fold for fold in stored_folds(info)}
     found = {}
@@ -37,7 +43,7 @@ def evaluate_run(cfg: Config, folder: Path, split: str, checkpoint: str, trust: 
         number = int(path.name.rpartition("_")[2]) if path.name.startswith("fold_") else 0
         if number not in everything:
             raise RunFolderError(f"{path}: the stored folds have no number {number}")
-        found[path.name] = score_fold(cfg, path, everything[number], dataset, split, checkpoint, trust)
+        found[path.name] = score_fold(configs.get(path.name, cfg), path, everything[number], dataset, split, checkpoint, trust)
     return found
 
 
@@ -86,11 +92,15 @@ def score_fold(
     if accelerator.is_main_process:
         out = folder / "evaluate" / split
         out.mkdir(parents=True, exist_ok=True)
-        content = evaluation.metrics | {
-            "checkpoint": weights.name,
-            "config_hash": config_hash(cfg, NOT_HASHED),
-            "protocol": evaluation.protocol | provenance(cfg, weights.resolve() / MODEL, dataset.fingerprint()),
-        }
+        content = (
+            evaluation.metrics
+            | {
+                "checkpoint": weights.name,
+                "config_hash": config_hash(cfg, NOT_HASHED),
+                "protocol": evaluation.protocol | provenance(cfg, weights.resolve() / MODEL, dataset.fingerprint()),
+            }
+            | stamps(dataset, cfg["cv"]["selection"])
+        )
         write_atomic(out / "metrics.json", strict_json(content, indent=1))
         write_predictions(out, evaluation.predictions, evaluation.tables)
         write_plots(out, [], evaluation.tables, evaluation.protocol, evaluation.metrics, 0, None)

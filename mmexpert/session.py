@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from mmexpert.engine.meter import Meter
 from mmexpert.engine.progress import Choice
 from mmexpert.engine.results import versions, write_data_report
 from mmexpert.engine.runtime import Ranks, Run
+from mmexpert.engine.stamps import stamps, told
 from mmexpert.engine.tracking import Tracker
 from mmexpert.engine.watch import Watch, WatchSettings
 from mmexpert.types import RunFolderError
@@ -59,9 +60,7 @@ def open_run(session: Session, folder: Path, prefix: str, accelerator: Any, load
     }
     keep = KeepSettings(trainer["keep_last"], trainer["save_every_minutes"], trainer["save_every_steps"])
     checkpoints = Checkpoints(folder / "checkpoints", identity, keep, choice, ranks, cfg["allow_world_change"])
-    name = f"{cfg['name']}/{folder.relative_to(session.folder.parent)}"
-    settings = instantiate(cfg["tracker"], "tracker")
-    tracker = Tracker(folder, settings, accelerator if ranks.rank == 0 else None, name, cfg)
+    tracker = open_tracker(session, folder, accelerator)
     shown = ["acc", "map", "RSum", "average", f"{objective.model.query}_to_{objective.model.target}_R@1"]
     console = Console(prefix, loaders.steps_per_epoch, shown)
     meter = Meter(tracker, console, ranks, accelerator.device, trainer["log_every"], trainer["batch_size"], contrastive_rows(trainer))
@@ -71,6 +70,16 @@ def open_run(session: Session, folder: Path, prefix: str, accelerator: Any, load
     limit = trainer["max_grad_norm"] if trainer["max_grad_norm"] is not None else float("inf")
     fit_settings = FitSettings(total, epochs, trainer["val_every"] if has_valid else 0, limit, tuple(monitors) if has_valid else ())
     return Run(accelerator, checkpoints, tracker, watch, meter), fit_settings
+
+
+def open_tracker(session: Session, folder: Path, accelerator: Any, job: str = "") -> Tracker:
+    """The tracker of a run, or of one of its folds: then its group is the run's name and its job type the fold's. job: another one's."""
+    settings, place = instantiate(session.cfg["tracker"], "tracker"), folder.relative_to(session.folder)
+    run = f"{session.cfg['name']}/{session.folder.name}"
+    job = job or ("" if place == Path() else place.as_posix())
+    if job and settings.group is None:
+        settings = replace(settings, group=run)
+    return Tracker(folder, settings, accelerator if Ranks(accelerator).rank == 0 else None, f"{run}/{job}".rstrip("/"), session.cfg, job)
 
 
 def start_line(
@@ -89,6 +98,8 @@ def start_line(
     )  # fmt: skip
     if (chance := chance_loss(objective.loss, rows := contrastive_rows(trainer))) is not None:
         log.info("chance level of loss_clip: ln(%d) = %.4f", rows, chance)
+    for sentence in told(stamps(session.dataset, session.cv.selection)):
+        log.warning("%s", sentence)
     if trainer["accumulation"] > 1:
         log.info("accumulation adds no negatives: each micro-batch of %d is a contrastive batch of its own", micro)
     truncated = tokenizer.too_long(texts) if tokenizer is not None else 0

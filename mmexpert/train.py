@@ -36,7 +36,7 @@ def application(cfg: DictConfig) -> float | None:
     if plain["dry_run"]:
         log.info("folder %s | state %s | %s", folder, status.state if status else "absent", " ".join(overrides) or "defaults")
         return None
-    if status is not None and status.state == "done":
+    if status is not None and status.state == "done" and not refit_open(folder, plain):
         log.info("finished before: %s", folder)
         return print_finished(folder)
     from mmexpert.training import train_run
@@ -67,11 +67,17 @@ def prepare_folder(folder: Path, plain: dict[str, Any]) -> Status | None:
     return status
 
 
+def refit_open(folder: Path, plain: dict[str, Any]) -> bool:
+    """Whether cv.refit asks for a model that the finished folds of a run do not have yet."""
+    status = read_status(folder / "final")
+    return plain["cv"]["refit"] and (status is None or status.state != "done")
+
+
 def put_aside(folder: Path) -> None:
     """Renames the folder of an earlier run to the first free of .1, .2, ... Raises RunFolderError where it still runs."""
     number = next(n for n in range(1, 10**6) if not Path(f"{folder}.{n}").exists())
     with ExitStack() as locks:
-        for path in (folder, *sorted(folder.glob("fold_*"))):
+        for path in (folder, *sorted(folder.glob("fold_*")), *folder.glob("final")):
             locks.enter_context(RunLock(path))
         folder.rename(f"{folder}.{number}")
     log.info("resume=never: the earlier run is now %s.%d", folder, number)

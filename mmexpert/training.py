@@ -12,7 +12,7 @@ from mmexpert.config import NOT_HASHED, instantiate
 from mmexpert.engine.chance import chance_loss, contrastive_rows
 from mmexpert.engine.class_merge import without_small
 from mmexpert.engine.console import set_up_logging
-from mmexpert.engine.export import save_model
+from mmexpert.engine.export import save_model, save_pth
 from mmexpert.engine.finish import Finished, load_best, score_parts, write_results
 from mmexpert.engine.folds import Fold, fold_seed
 from mmexpert.engine.folds_file import settle_folds
@@ -22,11 +22,13 @@ from mmexpert.engine.progress import Progress
 from mmexpert.engine.report import write_report
 from mmexpert.engine.results import provenance, read_json, versions, write_run_files
 from mmexpert.engine.runtime import LaunchSettings, Ranks, adopt_slurm, launch, on_first_rank, seed_all, seed_rank
+from mmexpert.engine.stamps import stamps
 from mmexpert.engine.status import Status, config_hash, read_status, write_status
 from mmexpert.engine.step_folder import newest_position
 from mmexpert.engine.tracking import NAMES
 from mmexpert.fold_runs import run_folds
 from mmexpert.fold_workers import check_workers
+from mmexpert.nested import nested_train
 from mmexpert.session import Session, load_initial, open_run, start_line
 from mmexpert.types import ConfigError, RunFolderError
 
@@ -43,7 +45,10 @@ def train_run(cfg: Config, folder: Path, overrides: list[str], trust: Sequence[s
     if cfg["cv"]["splitter"] is not None:  # each fold has a lock of its own: several processes may share a cross-validation
         session = open_session(cfg, folder, overrides, trust, ranks)
         folds = on_first_rank(ranks, lambda: settle_folds(folder, session.dataset, session.cv))
-        return run_folds(session, folds, accelerator, train_fold, lambda: start_accelerator(cfg, folder))
+        train, restart = train_fold, lambda: start_accelerator(cfg, folder)
+        if session.cv.grid is not None:
+            train = nested_train(session, folds, train_fold, restart)
+        return run_folds(session, folds, accelerator, train, restart)
     lock = RunLock(folder)
     on_first_rank(ranks, lambda: lock.acquire() and None)
     try:
@@ -96,15 +101,15 @@ def open_session(cfg: Config, folder: Path, overrides: list[str], trust: Sequenc
 def train_fold(session: Session, fold: Fold, count: int, accelerator: Any) -> float | None:
     """One fold from wherever it stands to its files; returns its best monitored value."""
     cfg, ranks = session.cfg, Ranks(accelerator)
-    folder = session.folder / f"fold_{fold.number}" if fold.number else session.folder
+    folder = fold.folder(session.folder)
     status = read_status(folder)
     if status is not None and status.state == "done" and status.config_hash == session.hash:
-        log.info("fold %d is finished", fold.number)
+        log.info("%s is finished", folder.name)
         return read_json(folder / "metrics.json").get("best_value")
     if status is not None and status.fingerprint and status.fingerprint != session.fingerprint:
         raise RunFolderError(f"{folder}: the data has changed since the run began; choose another name=, or resume=never")
-    if fold.number and ranks.rank == 0:
-        folder.mkdir(exist_ok=True)
+    if folder != session.folder and ranks.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
         write_run_files(folder, cfg, session.overrides, session.hash, ranks.processes)
     started = time.monotonic()
     status = status or Status("running", session.hash)
@@ -113,9 +118,7 @@ def train_fold(session: Session, fold: Fold, count: int, accelerator: Any) -> fl
         write_status(folder, status)
     progress = None
     try:
-        progress, finished = _train(
-            session, fold, folder, f"[fold {fold.number}/{count}] " if fold.number else "", accelerator, status, started
-        )
+        progress, finished = _train(session, fold, folder, fold.prefix(count), accelerator, status, started)
         status.state, status.stopped, status.exit_code = "done", "epochs" if progress.patience_left else "early", 0
         status.epoch, status.step, status.best_epoch = progress.epoch, progress.step, finished.metrics["best_epoch"]
         return finished.best_value
@@ -161,14 +164,14 @@ def _train(
     evaluator = build.build_evaluator(cfg, session.trust)
     run, settings = open_run(session, folder, prefix, accelerator, loaders, objective)
     run.checkpoints.extra["preparation"] = build.stored_preparation(cfg, dataset)
-    if ranks.rank == 0 and not prefix or fold.number == 1 and ranks.rank == 0:
+    if ranks.rank == 0 and fold.number < 2 and not fold.place:
         start_line(session, ranks, accelerator, objective, parts, tokenizer, texts)
     try:
         with run.watch:
             loaders.on_batch = run.watch.poll
             progress = fit(objective, loaders, evaluator, optimizer, schedule, settings, run)
             weights = load_best(objective, run.checkpoints, session.cv.selection == "last")
-            wanted = [*cfg["final_parts"], *([] if parts["test"] else ["valid"])]
+            wanted = [*cfg["final_parts"], *([] if parts["test"] else ["valid"]), *(["external"] if fold.external else [])]
             scored = score_parts(objective, loaders, evaluator, accelerator, list(dict.fromkeys(wanted)))
         if cache:
             cache.put_back()  # the saved model has its towers
@@ -178,6 +181,11 @@ def _train(
                 session, folder, objective, (tokenizer, classes), progress, scored, weights, status.seconds + time.monotonic() - started
             ),
         )
+        if cfg["trainer"]["export_pth"]:
+            kept = {"best": run.checkpoints.best_folder(), "latest": run.checkpoints.latest()}
+            epochs = {"best": progress.best_epoch or progress.epoch, "latest": progress.epoch}
+            rows = {name: (kept[name], progress.history[epochs[name] - 1]) for name in kept}
+            on_first_rank(ranks, lambda: save_pth(folder, rows, cfg, classes))
         if (step := run.checkpoints.resumed_step) is not None:
             row = {"step": step, "versions": versions(), "processes": ranks.processes, "exact": run.checkpoints.exact}
             status.resumes.append(row)
@@ -200,7 +208,8 @@ def _write(
     """words: tokenizer and class table, or None; weights: the file that was scored."""
     origin, rows = provenance(session.cfg, weights, session.fingerprint), contrastive_rows(session.cfg["trainer"])
     chance_rows = rows if chance_loss(objective.loss, rows) is not None else None
-    finished = write_results(folder, session.cfg, progress, scored, origin, chance_rows, seconds)
+    stamped = stamps(session.dataset, session.cv.selection)
+    finished = write_results(folder, session.cfg, progress, scored, origin, chance_rows, seconds, stamped)
     preparation = build.stored_preparation(session.cfg, session.dataset)
     save_model(folder / "model", objective, session.cfg, *words, finished.metrics, preparation)
     if folder != session.folder:

@@ -22,7 +22,25 @@ def run(tmp_path):
     """Two folds of three: the first done, the second stopped, the third not begun."""
     rows = RecordDataset("fake", [Record(f"g{g}/0", "", f"g{g}", ("a",)) for g in range(6)], "instance")
     settings = CvSettings(
-        "group", functools.partial(GroupKFold, shuffle=True), 3, 1, 0, 0.0, "last", None, None, "error", False, None, "groups", 50, None, 1
+        "group",
+        functools.partial(GroupKFold, shuffle=True),
+        3,
+        1,
+        0,
+        0.0,
+        "last",
+        None,
+        None,
+        "error",
+        False,
+        None,
+        "groups",
+        50,
+        None,
+        1,
+        False,
+        None,
+        None,
     )
     folds = settle_folds(tmp_path, rows, settings)
     content = {"config": {"cv": {"selection": "last", "headline": None}, "trainer": {"monitor": "valid/RSum"}}}

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from mmexpert import fold_runs, fold_workers
+from mmexpert.engine.folds import Fold
 from mmexpert.engine.lock import RunLock
 from mmexpert.engine.status import Status, read_status, write_status
 from mmexpert.train import put_aside
@@ -31,7 +32,7 @@ def held(tmp_path):
 
 
 def session(folder, fold=None, workers=1):
-    cv = SimpleNamespace(fold=fold, workers=workers)
+    cv = SimpleNamespace(fold=fold, workers=workers, refit=False)
     return SimpleNamespace(folder=folder, hash="c0ffee", fingerprint="da7a", cv=cv, cfg={"trainer": {"device": "cpu"}}, dataset=None)
 
 
@@ -39,10 +40,10 @@ def session(folder, fold=None, workers=1):
 def folds(monkeypatch):
     """Three folds; the summary is left out."""
     ended = []
-    monkeypatch.setattr(fold_runs, "finish_folds", lambda _: ended.append(True))
+    monkeypatch.setattr(fold_runs, "finish_folds", lambda *_: ended.append(True))
     monkeypatch.setattr(fold_runs, "write_report", lambda _: None)
     monkeypatch.setattr(fold_runs, "write_class_table", lambda *_: None)
-    return [SimpleNamespace(number=number) for number in (1, 2, 3)]
+    return [Fold(number, 1, [], [], []) for number in (1, 2, 3)]
 
 
 def run(folds, one, train):
@@ -116,11 +117,12 @@ def test_a_fold_that_another_process_ends_during_the_summary_is_summed_up_too(tm
     def sum_up(one):
         (one.folder / "fold_2").mkdir(exist_ok=True)
         write_status(one.folder / "fold_2", Status("done", "c0ffee"))  # the other process is done just after these were read
-        return {"folds_missing": missing.pop(0)}
+        return {"folds_missing": missing.pop(0), "metrics": {}, "group_metrics": {}, "external": {}}
 
     monkeypatch.setattr(fold_runs, "_sum_up", sum_up)
     monkeypatch.setattr(fold_runs, "fold_table", lambda _: [])
-    fold_runs.finish_folds(session(tmp_path))
+    monkeypatch.setattr(fold_runs, "open_tracker", lambda *_: SimpleNamespace(log_summary=lambda _: None, finish=lambda: None))
+    fold_runs.finish_folds(session(tmp_path), None)
     assert missing == []
 
 

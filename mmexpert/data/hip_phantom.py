@@ -71,6 +71,7 @@ class HipPhantom(RecordDataset):
         counts = np.bincount([record.label for record in records], minlength=len(names))
         super().__init__("hip_phantom", records, self.positives, ClassTable(names, texts, tuple(counts.tolist())))
         self.rows = [rows[record.source] for record in self.records]
+        self.told = dict(zip([record.id for record in self.records], self.rows, strict=True))
         self.first_prompt = np.cumsum([0, *(len(prompts) for prompts in texts)])
 
     def sample(self, record: Record, epoch: int, repeat: int) -> dict[str, Any]:
@@ -96,6 +97,10 @@ class HipPhantom(RecordDataset):
     def preparation(self) -> dict[str, Any]:
         """How a model trained here prepares a film: whole range to 0..1, as the drawn ones are stored."""
         return film_node(FilmTransform(self.films.shape[1], 1, "pad", "none"), self.normalize, None)
+
+    def columns(self, record: Record) -> dict[str, Any]:
+        """What was drawn: visit, view, side, design, severity, true_label."""
+        return {name: value for name, value in self.told[record.id].items() if name not in ("id", "file", "label", "group")}
 
     def fingerprint_lines(self) -> list[str]:
         """The cache's name says what the films are; the prompts and the records, whose labels may be shuffled, come after it."""

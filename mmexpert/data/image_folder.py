@@ -119,6 +119,10 @@ class ImageFolder(RecordDataset):
             self._films[record.id] = picture
         return picture
 
+    def columns(self, record: Record) -> dict[str, str]:
+        """The columns of metadata.csv that mean nothing here."""
+        return self.rows[record.id].extra
+
     def normalized(self, picture: np.ndarray) -> np.ndarray:
         """The picture as the tower sees it. Raises ConfigError where normalize=dataset has not been fitted."""
         if self.normalize == "per_image":

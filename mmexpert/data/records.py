@@ -48,13 +48,15 @@ class RecordDataset(Dataset):
 
     records: any order; sorted by id here. positives: instance | text | label | group. hard_kinds: kinds of hard captions.
     together: ids that a training batch must keep side by side (pairs), or None. balance_settings: data.balance.BalanceSettings of a
-    set with classes, or None. merged: classes that a run has made one (`other`).
+    set with classes, or None. merged: classes that a run has made one (`other`). groups: declared | none declared (each record is its
+    own by the user's word) | unknown.
     """
 
     hard_kinds: tuple[str, ...] = ()
     together: list[tuple[str, ...]] | None = None
     balance_settings: Any = None
     merged: tuple[str, ...] = ()
+    groups: str = "declared"
 
     def __init__(self, name: str, records: Iterable[Record], positives: str, classes: ClassTable | None = None) -> None:
         self.name = name
@@ -95,6 +97,10 @@ class RecordDataset(Dataset):
 
     def require_groups(self) -> None:
         """Raises ConfigError where nobody has said which records belong together; called under a grouped cv."""
+
+    def columns(self, record: Record) -> dict[str, Any]:
+        """What else is known of a record (a table's further columns), for the predictions; the same names for all records."""
+        return {}
 
     def training_texts(self, indices: Sequence[int]) -> list[str]:
         """Captions that training may see: those of the given records, and the class texts."""

@@ -7,6 +7,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mmexpert.engine.external import line
+
 log = logging.getLogger(__name__)
 _CLASS_METRICS = ("acc", "balanced_acc", "macro_f1", "map", "group_acc", "probe_acc", "probe_balanced_acc")
 _SHORT = {"loss": "loss_total", "cls": "loss_class", "clip": "loss_clip", "seq": "loss_seq"}
@@ -111,13 +113,21 @@ def result_table(metrics: dict[str, Any], protocol: dict[str, Any]) -> list[str]
     return lines
 
 
+def summary_line(summary: dict[str, Any]) -> str:
+    """Folds, groups and selection, with the stamps that every table must show."""
+    groups = summary["groups"]
+    counted = f"groups {groups}" if isinstance(groups, str) else f"{groups} groups"
+    stamps = ", OPTIMISTIC: chosen on the test parts" if summary["optimistic"] else ""
+    stamps += ", OVER-CORRECTED: class weights act twice" if summary["over_corrected"] else ""
+    return f"{len(summary['folds_done'])} folds, {counted}, selection {summary['selection']}{stamps}, state {summary['state']}"
+
+
 def fold_table(summary: dict[str, Any]) -> list[str]:
     """The lines printed after the last fold: means over folds with both intervals; recalls of retrieval where there are no classes."""
     entries = {name.removeprefix("test/"): entry for name, entry in (summary["metrics"] | summary["group_metrics"]).items()}
-    stamp = ", OPTIMISTIC: chosen on the test parts" if summary["optimistic"] else ""
-    done, missing = len(summary["folds_done"]), summary["folds_missing"]
+    missing = summary["folds_missing"]
     lines = [
-        f"{done} folds, {summary['groups']} groups, selection {summary['selection']}{stamp}" + (f", missing: {missing}" if missing else ""),
+        summary_line(summary) + (f", missing: {missing}" if missing else ""),
         f"{'mean over folds':26s}{'':8s}{'sd':>7s}   95 % over folds   95 % over groups   chance",
     ]
     shown = [key for key in _CLASS_METRICS if key in entries] or [key for key in entries if "_R@" in key and not key.startswith("valid/")]
@@ -127,6 +137,8 @@ def fold_table(summary: dict[str, Any]) -> list[str]:
         sd = "" if entry["sd"] is None else f"{entry['sd']:.3f}"
         chance = "" if entry["chance"] is None else f"{entry['chance']:.3f}"
         lines.append(f"{key:26s}{entry['mean']:8.3f}{sd:>7s}{cells[0]:>18s}{cells[1]:>19s}{chance:>9s}".rstrip())
+    if beside := line(summary["external"], summary["headline"]):
+        lines.append(beside)
     return [*lines, *(f"WARNING: {warning}" for warning in summary["warnings"])]
 
 

@@ -14,7 +14,8 @@ class CvSettings:
     inner | last (epoch) | outer (the test part chooses: optimistic, and stamped so). fold: None, a number from 1, or a list.
     small_classes: error | merge | skip | allow. headline: a metric's name, None = balanced_acc with classes, else the monitored one.
     n_splits: None = one fold a group, or as many as file has (the splitter then cuts inner parts). max_folds: over all repeats.
-    over: groups, or rows (which knowingly lets a group straddle). workers: processes for the folds, auto = one a device.
+    over: groups, or rows (which knowingly lets a group straddle). workers: processes for the folds, auto = one a device. refit: one model
+    on all rows after the folds. inner_splits, grid: of cv=nested, folds within a training part and the overrides compared on them.
     """
 
     method: str
@@ -33,6 +34,9 @@ class CvSettings:
     max_folds: int
     file: str | None
     workers: int | str
+    refit: bool
+    inner_splits: int | None
+    grid: list[str] | None
 
     def __post_init__(self) -> None:
         if self.over not in ("groups", "rows"):
@@ -52,7 +56,7 @@ class CvSettings:
         if len(shares) != 3 or abs(sum(shares) - 1) > 1e-6 or min(shares) < 0 or shares[0] == 0:
             raise ConfigError(f"cv.fractions={self.fractions}: shares of train (above 0), valid and test whose sum is 1")
         given = {"n_splits": 1, "n_repeats": 1, "fold": None, "small_classes": "error", "same_init": False, "headline": None}
-        given |= {"over": "groups", "file": None, "workers": 1}
+        given |= {"over": "groups", "file": None, "workers": 1, "refit": False, "inner_splits": None, "grid": None}
         for key, only in given.items():  # nothing is accepted and ignored
             if getattr(self, key) != only:
                 raise ConfigError(f"cv.{key}={getattr(self, key)}: cv={self.method} makes no folds; choose cv=group or cv=stratified_group")
@@ -74,5 +78,23 @@ class CvSettings:
             raise ConfigError(f"cv.fractions={self.fractions}: shares belong to cv=none; with cv={self.method} set cv.n_splits")
         if self.selection == "inner" and self.inner_val == 0:
             raise ConfigError("cv.inner_val=0 leaves nothing that chooses the checkpoint: set cv.selection=last, or a share above 0")
+        self._check_nested()
         if self.selection == "outer" and self.inner_val > 0:
             raise ConfigError(f"cv.selection=outer has no inner part: set cv.inner_val=0 (it is {self.inner_val})")
+
+    def _check_nested(self) -> None:
+        if self.method != "nested":
+            if self.inner_splits is not None or self.grid is not None:
+                raise ConfigError(f"cv.inner_splits and cv.grid belong to cv=nested; cv={self.method} has null in both")
+            return
+        if self.inner_splits is None or self.inner_splits < 2:
+            raise ConfigError(f"cv.inner_splits={self.inner_splits}: 2 or more")
+        if not self.grid or any(not isinstance(entry, str) for entry in self.grid) or len(set(self.grid)) < len(self.grid):
+            raise ConfigError(
+                f"cv.grid={self.grid}: a list of different override strings, such as cv.grid=['optimizer.lr=1e-3','optimizer.lr=1e-4']; "
+                "blanks part several overrides of one entry, '' is the run as it is"
+            )
+        if self.selection == "outer":
+            raise ConfigError("cv.selection=outer looks at the test parts, which cv=nested is there to avoid; choose inner or last")
+        if self.refit:
+            raise ConfigError("cv.refit=true: each fold of cv=nested has a winner of its own; train the one that wins most by itself")

@@ -6,12 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mmexpert.engine.files import sha256_file, strict_json, write_atomic
+from mmexpert.engine.files import fsync_path, plain, sha256_file, strict_json, write_atomic
 from mmexpert.engine.results import masked, versions
-from mmexpert.types import ClassTable
+from mmexpert.engine.step_folder import read_weights
+from mmexpert.types import ClassTable, StorageError
 
 PARTS = ("encoder", "model", "combiner", "similarity", "dataset")
 """Nodes of the configuration that a loaded model needs: dataset for its transforms alone."""
@@ -60,6 +62,32 @@ def save_model(
         os.rename(folder, old)
     os.rename(temporary, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def save_pth(folder: Path, checkpoints: dict[str, tuple[Path, dict[str, Any]]], config: dict[str, Any], classes: ClassTable | None) -> None:
+    """checkpoint_NAME.pth for each (checkpoint folder, row of the history): {"model", "epoch", "metrics", "classes", "config"}.
+
+    For programs that expect torch.save; nothing here reads them back. model: state of the model alone, without losses.
+    """
+    for name, (checkpoint, row) in checkpoints.items():
+        weights = read_weights(checkpoint)
+        content = {
+            "model": {key.removeprefix("model."): value for key, value in weights.items() if key.startswith("model.")},
+            "epoch": row["epoch"],
+            "metrics": plain(row),
+            "classes": list(classes.names) if classes is not None else None,
+            "config": plain(masked(config)),
+        }
+        path = folder / f"checkpoint_{name}.pth"
+        temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+        try:
+            torch.save(content, temporary)
+            fsync_path(temporary)
+            os.replace(temporary, path)
+        except (OSError, RuntimeError) as error:  # what a full disk raises
+            raise StorageError(f"{path}: not written ({error}); free space, or set trainer.export_pth=false") from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def model_card(config: dict[str, Any], metrics: dict[str, Any], model: nn.Module) -> str:

@@ -10,10 +10,12 @@ from torch import nn
 from mmexpert.data.loaders import Loaders
 from mmexpert.engine.checkpoint import Checkpoints
 from mmexpert.engine.console import result_table
-from mmexpert.engine.files import write_atomic
+from mmexpert.engine.external import FILE as EXTERNAL
+from mmexpert.engine.files import csv_text, write_atomic
 from mmexpert.engine.plots import write_plots
 from mmexpert.engine.progress import Progress
 from mmexpert.engine.results import write_metrics, write_predictions, write_training_results
+from mmexpert.engine.stamps import told
 from mmexpert.engine.step_folder import MODEL, load_weights, read_weights
 from mmexpert.evaluators.base import Evaluation
 
@@ -49,10 +51,12 @@ def write_results(
     origin: dict[str, Any],
     chance_rows: int | None,
     seconds: float,
+    stamped: dict[str, Any],
 ) -> Finished:
     """metrics.json, training_results.json, predictions, plots and result.txt of a fold; rank 0 alone.
 
-    origin: provenance of the numbers. chance_rows: as write_plots has it. seconds: of the whole run, over its resumes.
+    origin: provenance of the numbers. chance_rows: as write_plots has it. seconds: of the whole run, over its resumes. stamped: from
+    engine.stamps.
     """
     stopped = "epochs" if progress.patience_left else "early"
     key = next(iter(progress.best), None)
@@ -68,10 +72,12 @@ def write_results(
         metrics = {name: value for name, value in metrics.items() if not name.startswith(f"{part}/")}
         metrics |= {f"{part}/{name}": value for name, value in evaluation.metrics.items()}
         protocol[part] = evaluation.protocol | origin
-    metrics |= {"best_epoch": best_epoch, "best_value": best_value, "monitor": key}
+    metrics |= {"best_epoch": best_epoch, "best_value": best_value, "monitor": key} | stamped
     write_metrics(folder, metrics, protocol)
     shown = scored.get("test") or next(iter(scored.values()), Evaluation({}))
     write_predictions(folder, shown.predictions, shown.tables)
+    if "external" in scored:
+        write_atomic(folder / EXTERNAL, csv_text(scored["external"].predictions))
     write_training_results(
         folder,
         {
@@ -89,7 +95,9 @@ def write_results(
     )
     write_plots(folder, progress.history, shown.tables, shown.protocol, shown.metrics, best_epoch, chance_rows)
     lines = [line for evaluation in scored.values() for line in ["", *result_table(evaluation.metrics, evaluation.protocol)]]
-    lines += ["", f"in {folder}: report.html, metrics.json, model/, plots/, predictions.csv, history.csv, checkpoints/"]
+    lines += [f"WARNING: {sentence}" for sentence in told(stamped)]
+    files = "report.html, metrics.json, model/, plots/, history.csv, checkpoints/" + (", predictions.csv" if shown.predictions else "")
+    lines += ["", f"in {folder}: {files}"]
     write_atomic(folder / "result.txt", "\n".join(lines) + "\n")
     for line in lines:
         log.info("%s", line)

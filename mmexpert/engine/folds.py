@@ -24,7 +24,8 @@ PARTS = ("train", "valid", "test")
 class Fold:
     """Ids of each part. number: from 1, over all repeats; 0 for a run without folds. repeat: from 1.
 
-    external: the data set's own test part, which no fold trains on; empty where there is none, and without folds.
+    external: the data set's own test part, which no fold trains on; empty where there is none, and without folds. inner: 0, or the
+    number of a fold within the training part (cv=nested). place: its folder below the run's where that is no fold_NUMBER.
     """
 
     number: int
@@ -33,11 +34,25 @@ class Fold:
     valid: list[str]
     test: list[str]
     external: list[str] = field(default_factory=list)
+    inner: int = 0
+    place: str = ""
 
     def parts(self, dataset: RecordDataset) -> dict[str, list[int]]:
-        """Indices into the data set's records of train, valid and test."""
+        """Indices into the data set's records of train, valid and test, and of external where there is one."""
         index = {record.id: i for i, record in enumerate(dataset.records)}
-        return {name: [index[sample] for sample in getattr(self, name)] for name in PARTS}
+        names = (*PARTS, "external") if self.external else PARTS
+        return {name: [index[sample] for sample in getattr(self, name)] for name in names}
+
+    def folder(self, run: Path) -> Path:
+        """Where its files lie: the run's own folder without folds."""
+        return run / (self.place or (f"fold_{self.number}" if self.number else ""))
+
+    def prefix(self, count: int) -> str:
+        """What its lines begin with: `[fold 2/5] `; nothing without folds."""
+        if not self.number and not self.place:
+            return ""
+        inside = f" {self.place.rpartition('/')[2]}" if self.inner else ""
+        return f"[fold {self.number}/{count}{inside}] " if self.number else f"[{self.place}] "
 
 
 def make_folds(dataset: RecordDataset, settings: CvSettings) -> list[Fold]:
@@ -65,7 +80,8 @@ def fold_seed(seed: int, fold: Fold, same_init: bool) -> int:
     """The seed of a fold's weights, order and augmentation; fold 3 alone equals fold 3 of the whole run."""
     if fold.number == 0 or same_init:
         return seed
-    return int(np.random.SeedSequence(seed, spawn_key=(fold.repeat, fold.number)).generate_state(1)[0])
+    key = (fold.repeat, fold.number, fold.inner) if fold.inner else (fold.repeat, fold.number)
+    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1)[0])
 
 
 def check_folds(folds: list[Fold], dataset: RecordDataset, over: str = "groups") -> None:
@@ -74,7 +90,7 @@ def check_folds(folds: list[Fold], dataset: RecordDataset, over: str = "groups")
     used = {records[sample].label for fold in folds for part in (*PARTS, "external") for sample in getattr(fold, part)}
     for fold in folds:
         _check_parts(fold, records)
-        if not fold.train or (fold.number and not fold.test):
+        if not fold.train or (fold.number and not fold.test and not fold.inner):
             counts = ", ".join(f"{len(getattr(fold, part))} {part}" for part in PARTS)
             raise DataError(f"{_called(fold)}: a part is empty ({counts}): use fewer folds, or other shares")
         if dataset.classes is not None:
@@ -221,4 +237,4 @@ def _ids(records: Iterable[Record]) -> list[str]:
 
 
 def _called(fold: Fold) -> str:
-    return f"fold {fold.number}" if fold.number else "this run"
+    return f"fold {fold.number}{f', inner fold {fold.inner}' if fold.inner else ''}" if fold.number else "this run"

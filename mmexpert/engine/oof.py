@@ -14,6 +14,7 @@ from mmexpert.metrics.classification import chance_lines, classification_metrics
 from mmexpert.types import RunFolderError
 
 Row = dict[str, str]
+_FIGURES = ("p_", "rank_", "gallery")  # columns of numbers; other ones, such as ids and a table's further columns, stay as they are
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,25 @@ def oof_text(folds: Sequence[FoldRows]) -> str:
     """oof_predictions.csv: id, group, repeat, fold, then the folds' own columns; by repeat and id; fractions with 7 digits."""
     rows = [
         {"id": row["id"], "group": row["group"], "repeat": str(fold.repeat), "fold": str(fold.number)}
-        | {k: _short(v) for k, v in row.items()}
+        | {name: _short(cell) if name.startswith(_FIGURES) else cell for name, cell in row.items()}
         for fold in folds
         for row in fold.rows
     ]
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return rows_text(sorted(rows, key=lambda row: (int(row["repeat"]), row["id"])))
+
+
+def rows_text(rows: Sequence[Row]) -> str:
+    """A CSV file of rows that were read from one: their cells have been through csv_cell, and "-0.1" must stay a number."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")  # cells have been through csv_cell; "-0.1" must stay a number
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(sorted(rows, key=lambda row: (int(row["repeat"]), row["id"])))
+    writer.writerows(rows)
     return text.getvalue()
+
+
+def text_rows(rows: Sequence[dict[str, Any]]) -> list[Row]:
+    """Rows of predictions as a file would give them back."""
+    return list(csv.DictReader(io.StringIO(csv_text(rows), newline="")))
 
 
 def pooled_tables(folds: Sequence[FoldRows], names: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:

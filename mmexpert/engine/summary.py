@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from mmexpert.engine.console import summary_line
+from mmexpert.engine.external import external_summary, line
 from mmexpert.engine.files import strict_json, write_atomic
 from mmexpert.engine.folds_file import FILE, read_folds_info
+from mmexpert.engine.inner_folds import wins
 from mmexpert.engine.oof import FoldRows, oof_text, pooled_tables, read_rows
 from mmexpert.engine.row_scores import bootstrap_intervals
+from mmexpert.engine.stamps import told
 from mmexpert.engine.status import Status, read_status
 from mmexpert.metrics.statistics import corrected_interval
 from mmexpert.types import RunFolderError
@@ -32,6 +36,8 @@ def aggregate(folder: Path) -> dict[str, Any]:
     pooled, tables = pooled_tables(rows, names) if names else ({}, {})
     entries = over_folds(metrics, rows, names)
     headline, said = _headline(config, names, entries)
+    grid = config["cv"].get("grid")
+    external = external_summary(folder, info, metrics, [fold["fold"] for fold in done], names)
     summary: dict[str, Any] = {
         "format": 1,
         "state": "done" if len(done) == len(info["folds"]) else "partial",
@@ -39,14 +45,16 @@ def aggregate(folder: Path) -> dict[str, Any]:
         "folds_missing": [number for number in statuses if number not in [fold["fold"] for fold in done]],
         "selection": config["cv"]["selection"],
         "optimistic": config["cv"]["selection"] == "outer",
-        "groups": info["dataset"]["groups"],
+        "over_corrected": any(one.get("over_corrected", False) for one in metrics),
+        "groups": next((one["groups"] for one in metrics if "groups" in one), info["dataset"]["groups"]),
         "rows_fingerprint": info["dataset"]["rows_fingerprint"],
         "headline": headline,
         "metrics": {key: entry for key, entry in entries.items() if not key.startswith("test/group_")},
         "group_metrics": {key: entry for key, entry in entries.items() if key.startswith("test/group_")},
         "pooled": pooled,
-        "external": {"rows": len(info["external"])},
-        "warnings": _warnings(info, config, statuses, entries) + said,
+        "external": external,
+        **({"nested": wins(folder, [fold["fold"] for fold in done], grid)} if grid is not None else {}),
+        "warnings": _warnings(info, config, statuses, entries) + _stamped(metrics) + _unscored(external) + said,
         "config": config | {"cv": {key: value for key, value in config["cv"].items() if key not in ("fold", "workers")}},  # one summary
         "environment": _environment(folder),
     }
@@ -69,16 +77,15 @@ def read_done(folder: Path) -> tuple[dict[str, Any], dict[int, Status | None], l
 
 def summary_table(summary: dict[str, Any]) -> str:
     """Markdown: the headline, one line per metric with chance beside it, then the warnings."""
-    stamp = ", OPTIMISTIC" if summary["optimistic"] else ""
-    lines = [
-        f"{len(summary['folds_done'])} folds, {summary['groups']} groups, selection {summary['selection']}{stamp}, state {summary['state']}"
-    ]
+    lines = [summary_line(summary)]
     entries = summary["metrics"] | summary["group_metrics"]
     if summary["headline"] in entries:
         entry = entries[summary["headline"]]
         lines.append(
             f"{summary['headline']}: {entry['mean']:.3f}{_interval(entry['ci95_corrected'], ', 95 % ')}, chance {_number(entry['chance'])}"
         )
+    if beside := line(summary["external"], summary["headline"]):
+        lines.append(beside)
     lines += [
         "",
         "| metric | mean | sd | min | max | n | 95 % corrected | 95 % bootstrap | chance |",
@@ -161,12 +168,21 @@ def _warnings(info: dict[str, Any], config: dict[str, Any], statuses: dict[int, 
         said.append(f"small classes are one class `other` (cv.small_classes=merge): {', '.join(info['merged'])}")
     if info["left_out"]:
         said.append(f"{len(info['left_out'])} rows of small classes are not in this run (cv.small_classes=skip); {FILE} lists them")
-    if info["external"]:
-        said.append(f"the data set's own test part ({len(info['external'])} rows) is outside all folds and is not scored here")
     some = [key for key, entry in entries.items() if entry["n"] < len(entry["folds"])]
     if some:
         said.append(f"not known in every fold, so the mean is over fewer: {', '.join(some)}")
     return said
+
+
+def _stamped(metrics: Sequence[dict[str, Any]]) -> list[str]:
+    """What the folds' own results carry; `optimistic` is the configuration's to say."""
+    return told({name: value for one in metrics for name, value in one.items() if name in ("over_corrected", "groups")})
+
+
+def _unscored(external: dict[str, Any]) -> list[str]:
+    if not external["rows"] or "models" in external:
+        return []
+    return [f"the data set's own test part ({external['rows']} rows) is outside all folds and is not scored here"]
 
 
 def _environment(folder: Path) -> dict[str, Any]:

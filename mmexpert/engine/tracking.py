@@ -39,12 +39,15 @@ class TrackerSettings:
 
 
 class Tracker:
-    """metrics.jsonl, the CSV files and history.json of one fold; rank 0's alone. accelerator: with its trackers not yet started."""
+    """metrics.jsonl, the CSV files and history.json of one fold; rank 0's alone. accelerator: with its trackers not yet started.
+
+    job: what the run is within its group, fold_2 or summary; empty without folds.
+    """
 
     def __init__(
-        self, folder: Path, settings: TrackerSettings, accelerator: Accelerator | None, run_name: str, config: dict[str, Any]
+        self, folder: Path, settings: TrackerSettings, accelerator: Accelerator | None, run_name: str, config: dict[str, Any], job: str = ""
     ) -> None:
-        self.folder, self.settings, self.accelerator = folder, settings, accelerator
+        self.folder, self.settings, self.accelerator, self.job = folder, settings, accelerator, job
         self.path = folder / "metrics.jsonl"
         self.working = settings.log_with is not None and accelerator is not None
         if self.working:
@@ -85,6 +88,10 @@ class Tracker:
             if hasattr(tracker, "log_images"):
                 self._safely(lambda tracker=tracker: _send_images(tracker, pictures))
 
+    def log_summary(self, values: dict[str, Any]) -> None:
+        """The figures of a cross-validation, to the tracker alone: cv_summary.json has them."""
+        self._send({name: value for name, value in values.items() if value is not None} | {"step": 0})
+
     def finish(self) -> None:
         """Ends the tracker's run, or the jobs of a sweep would merge."""
         if self.working:
@@ -100,6 +107,7 @@ class Tracker:
                 "dir": str(self.folder),
                 "group": self.settings.group,
                 "tags": self.settings.tags,
+                **({"job_type": self.job} if self.job else {}),
             },
             "swanlab": {"experiment_name": run_name, "mode": "offline" if offline else "cloud", "logdir": str(self.folder / "swanlab")},
             "comet": {"online": not offline},

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from mmexpert.types import DataError, Encoding, Pair
 
+_OWN = ("id", "group", "repeat", "fold", "label", "predicted", "gallery")  # columns of predictions.csv and oof_predictions.csv
+
 
 @dataclass
 class Evaluation:
@@ -176,6 +178,12 @@ def _block_losses(objective: nn.Module, collected: Collected, rows: Tensor, devi
         terms["loss_seq"] = objective.sequence_loss.from_scores(objective.similarity(query, target), positives)["loss_clip"]
         terms["loss_total"] = terms["loss_total"] + objective.ramp * objective.sequence_weight * terms["loss_seq"]
     return terms
+
+
+def further_columns(dataset: Any, record: Any) -> dict[str, Any]:
+    """What else a data set knows of a record, for its row of predictions; a name that the row needs itself gets `meta_` before it."""
+    named = dataset.columns(record).items()
+    return {f"meta_{name}" if name in _OWN or name.startswith(("p_", "rank_")) else name: value for name, value in named}
 
 
 def rows_of(encoding: Encoding, rows: Tensor, device: torch.device) -> Encoding:

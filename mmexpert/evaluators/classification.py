@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmexpert.data.records import Record
-from mmexpert.evaluators.base import Collected, Evaluation, collect, part_losses
+from mmexpert.data.records import Record, RecordDataset
+from mmexpert.evaluators.base import Collected, Evaluation, collect, further_columns, part_losses
+from mmexpert.evaluators.probabilities import TEXT_SCALE
 from mmexpert.metrics.classification import (
     chance_lines,
     classification_metrics,
@@ -22,7 +23,6 @@ from mmexpert.metrics.statistics import group_bootstrap
 from mmexpert.types import ConfigError, Encoding, NonFiniteError
 
 log = logging.getLogger(__name__)
-_TEXT_SCALE = 1 / 0.07  # of cosines that no head has scaled: the losses' first scale
 
 
 class ClassificationEvaluator:
@@ -71,14 +71,14 @@ class ClassificationEvaluator:
             "uncalibrated": collected.class_logits is None or "loss_class" not in objective.loss.term_weights,
         }
         known = {name: value for name, value in metrics.items() if value is not None}
-        return Evaluation(known, protocol, _tables(probabilities, labels, names), _predictions(probabilities, labels, names, records))
+        return Evaluation(known, protocol, _tables(probabilities, labels, names), prediction_rows(probabilities, dataset, records))
 
     def _probabilities(self, objective: nn.Module, collected: Collected, texts: Tensor | None, loaders: Any) -> tuple[np.ndarray, str]:
         """Probabilities [n, K] in fp64 and where they come from: the class head, else the cosines at the usual scale."""
         if collected.class_logits is not None:
             logits, by = collected.class_logits.double(), objective.model.head.kind
         elif texts is not None:
-            logits, by = texts.double() * _TEXT_SCALE, "text prompts"
+            logits, by = texts.double() * TEXT_SCALE, "text prompts"
         else:
             raise ConfigError("evaluator=classification needs class logits or class texts: choose model/head=text")
         if not bool((finite := torch.isfinite(logits).all(1)).all()):
@@ -135,15 +135,17 @@ def _tables(probabilities: np.ndarray, labels: np.ndarray, names: Sequence[str])
     }
 
 
-def _predictions(probabilities: np.ndarray, labels: np.ndarray, names: Sequence[str], records: Sequence[Record]) -> list[dict[str, Any]]:
-    """A row a sample."""
+def prediction_rows(probabilities: np.ndarray, dataset: RecordDataset, records: Sequence[Record]) -> list[dict[str, Any]]:
+    """A row a sample. probabilities [n, K]."""
+    names = dataset.classes.names
     return [
         {
             "id": record.id,
             "group": record.group,
-            "label": names[label],
+            "label": names[record.label],
             "predicted": names[row.argmax()],
             **{f"p_{name}": float(p) for name, p in zip(names, row, strict=True)},
+            **further_columns(dataset, record),
         }
-        for record, label, row in zip(records, labels.tolist(), probabilities, strict=True)
+        for record, row in zip(records, probabilities, strict=True)
     ]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmexpert.evaluators.base import Collected, Evaluation, collect, part_losses, rows_of
+from mmexpert.evaluators.base import Collected, Evaluation, collect, further_columns, part_losses, rows_of
 from mmexpert.evaluators.galleries import Gallery
 from mmexpert.metrics.ranks import Ranking, norms, rank_scores, unit
 from mmexpert.metrics.retrieval import chance_recall, rank_both, ranked_metrics, retrieval_metrics, similarity_metrics
@@ -193,5 +193,6 @@ def _predictions(
     for row, index in enumerate(collected.ids.tolist()):
         record = loaders.dataset.records[index]
         ranks = {f"rank_{roles[0]}_to_{roles[1]}": forth_ranks.get(row), f"rank_{roles[1]}_to_{roles[0]}": back_ranks.get(row)}
-        rows.append({"id": record.id, "group": record.group, **ranks, "gallery": len(collected.ids)})
+        row_of_it = {"id": record.id, "group": record.group, **ranks, "gallery": len(collected.ids)}
+        rows.append(row_of_it | further_columns(loaders.dataset, record))
     return rows

@@ -76,6 +76,10 @@ class DualEncoder(nn.Module):
             unit = nn.functional.normalize(query.features.float(), dim=1)
             return unit @ self._class_texts(self.encode_prompts()).T
 
+    def class_texts(self) -> Tensor:
+        """Unit features [K, D] of the classes, each the mean of its prompts."""
+        return self._class_texts(self.encode_prompts())
+
     def clamp_(self) -> None:
         """Keeps the head's scale in its range."""
         if self.head is not None:

@@ -47,6 +47,9 @@ def finished(folder, wrong=(), seed=0, rows=2, selection="last", classes=True, s
         50,
         None,
         1,
+        False,
+        None,
+        None,
     )
     content = {"config": {"cv": {"selection": selection, "headline": None}, "trainer": {"monitor": "valid/acc"}}}
     (folder / "config.json").write_text(json.dumps(content))

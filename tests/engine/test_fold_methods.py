@@ -19,7 +19,7 @@ from mmexpert.types import ClassTable, ConfigError, DataError
 FOLDS = {
     "method": "group", "splitter": functools.partial(GroupKFold, shuffle=True), "n_splits": 5, "n_repeats": 1, "seed": 42,
     "inner_val": 0.15, "selection": "inner", "fold": None, "fractions": None, "small_classes": "error", "same_init": False,
-    "headline": None, "over": "groups", "max_folds": 50, "file": None, "workers": 1,
+    "headline": None, "over": "groups", "max_folds": 50, "file": None, "workers": 1, "refit": False, "inner_splits": None, "grid": None,
 }  # fmt: skip
 ROWS = {"method": "kfold", "splitter": functools.partial(KFold, shuffle=True), "over": "rows"}
 FILED = {"method": "file", "splitter": functools.partial(StratifiedGroupKFold, shuffle=True), "n_splits": None}
@@ -80,6 +80,14 @@ def test_more_groups_than_max_folds_are_refused_with_both_numbers():
         (FILED, "cv.file=None with cv=file"),
         ({"over": "columns"}, "cv.over=columns: choose groups or rows"),
         ({"workers": 0}, "cv.workers=0: choose 1, more, or auto"),
+        ({"grid": ["seed=1"]}, "cv.inner_splits and cv.grid belong to cv=nested"),
+        ({"method": "nested", "inner_splits": 1, "grid": ["seed=1"]}, "cv.inner_splits=1: 2 or more"),
+        ({"method": "nested", "inner_splits": 3, "grid": ["seed=1", "seed=1"]}, "a list of different override strings"),
+        (
+            {"method": "nested", "inner_splits": 3, "grid": [""], "selection": "outer", "inner_val": 0.0},
+            "which cv=nested is there to avoid",
+        ),
+        ({"method": "nested", "inner_splits": 3, "grid": [""], "refit": True}, "each fold of cv=nested has a winner of its own"),
     ],
 )
 def test_keys_that_do_not_fit_the_method_are_refused(changed, message):

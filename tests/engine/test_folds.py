@@ -22,7 +22,7 @@ GROUPED = functools.partial(GroupKFold, shuffle=True)
 FOLDS = {
     "method": "stratified_group", "splitter": STRATIFIED, "n_splits": 5, "n_repeats": 1, "seed": 42, "inner_val": 0.15,
     "selection": "inner", "fold": None, "fractions": None, "small_classes": "error", "same_init": False, "headline": None,
-    "over": "groups", "max_folds": 50, "file": None, "workers": 1,
+    "over": "groups", "max_folds": 50, "file": None, "workers": 1, "refit": False, "inner_splits": None, "grid": None,
 }  # fmt: skip
 NONE = FOLDS | {"method": "none", "splitter": None, "n_splits": 1, "fractions": [0.7, 0.15, 0.15]}
 
@@ -414,13 +414,22 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path):
 
 @pytest.mark.parametrize(
     "method, count",
-    [("none", 1), ("group", 5), ("stratified_group", 5), ("kfold", 5), ("stratified", 5), ("repeated", 15), ("leave_one_group_out", 40)],
+    [
+        ("none", 1),
+        ("group", 5),
+        ("stratified_group", 5),
+        ("kfold", 5),
+        ("stratified", 5),
+        ("repeated", 15),
+        ("leave_one_group_out", 40),
+        ("nested", 5),
+    ],
 )
 def test_every_yaml_of_the_group_makes_folds(method, count):
     from mmexpert.command_line import composed
     from mmexpert.config import check, instantiate
 
-    plain = check(composed(f"cv={method}"))
+    plain = check(composed(f"cv={method}", *(["cv.grid=['seed=1']"] if method == "nested" else [])))
     chosen = instantiate(plain["cv"], "cv")
     folds = make_folds(dataset(grouped(groups=40), "ab"), chosen)
     assert chosen.method == method and len(folds) == count

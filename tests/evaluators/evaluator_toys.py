@@ -54,7 +54,13 @@ class ToyLoaders:
 
     def __init__(self, records, tables, keys=None, batch=4, processes=1, rank=0, classes=None, hard=(), train=()):
         self.dataset = SimpleNamespace(
-            name="toy", records=records, classes=classes, hard_kinds=("side", "speed"), unit_length=1, fingerprint=lambda: "0"
+            name="toy",
+            records=records,
+            columns=lambda record: {},
+            classes=classes,
+            hard_kinds=("side", "speed"),
+            unit_length=1,
+            fingerprint=lambda: "0",
         )
         self.parts = {"test": [i for i in range(len(records)) if i not in set(train)], "train": list(train)}
         self.tables, self.keys = tables, torch.arange(len(records)) if keys is None else torch.tensor(keys)
