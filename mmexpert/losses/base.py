@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmexpert.losses.tiled import Tiling
 from mmexpert.types import Batch, ConfigError, Pair, TokenCorpus
 
 MAX_SCALE = 100.0
@@ -19,6 +20,7 @@ class Loss(nn.Module):
     """
 
     needs: tuple[str, ...] = ("label",)
+    tiling = Tiling()
 
     def __init__(self, temperature: float, learn_scale: bool) -> None:
         super().__init__()
@@ -45,6 +47,10 @@ class Loss(nn.Module):
 
     def see_corpus(self, corpus: TokenCorpus | None) -> None:
         """Called once before training with the training part's tokens, None without a text tower; most losses do not look."""
+
+    def tile(self, tiling: Tiling) -> None:
+        """Says how the loss is computed (losses/tiled.py); what it is stays the same."""
+        self.tiling = tiling
 
     def for_scores(self) -> "Loss":
         """A fresh loss of the same contrastive form, with a scale of its own, for the scores of a similarity."""

@@ -15,11 +15,16 @@ def gather(x: Tensor) -> Tensor:
     DDP's mean over ranks this is exactly the one-process gradient. Raises ValueError where ranks differ in B."""
     if processes() == 1:
         return x
+    require_equal_rows(x)
+    return _Gather.apply(x) if x.is_floating_point() else _all(x)
+
+
+def require_equal_rows(x: Tensor) -> None:
+    """Raises ValueError, on every rank, where ranks differ in the length of x."""
     sizes = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(processes())]
     dist.all_gather(sizes, torch.tensor([len(x)], device=x.device))
     if len({int(size) for size in sizes}) > 1:
         raise ValueError(f"ranks hold {[int(size) for size in sizes]} rows: every rank needs as many")
-    return _Gather.apply(x) if x.is_floating_point() else _all(x)
 
 
 def _all(x: Tensor) -> Tensor:
