@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from mmexpert import build
 from mmexpert.config import instantiate
 from mmexpert.data.records import RecordDataset
+from mmexpert.engine.accumulate import accumulation
 from mmexpert.engine.checkpoint import Checkpoints, KeepSettings
 from mmexpert.engine.console import Console
 from mmexpert.engine.folds import CvSettings
@@ -21,6 +22,7 @@ from mmexpert.engine.results import versions, write_data_report
 from mmexpert.engine.runtime import Ranks, Run
 from mmexpert.engine.tracking import Tracker
 from mmexpert.engine.watch import Watch, WatchSettings
+from mmexpert.losses.tiled import Tiling
 from mmexpert.types import RunFolderError
 
 log = logging.getLogger(__name__)
@@ -67,7 +69,11 @@ def open_run(session: Session, folder: Path, prefix: str, accelerator: Any, load
     watch = Watch(accelerator, WatchSettings(trainer["nonfinite"], trainer["nonfinite_budget"], poll), checkpoints.minutes_due)
     has_valid = bool(loaders.parts["valid"])
     limit = trainer["max_grad_norm"] if trainer["max_grad_norm"] is not None else float("inf")
-    fit_settings = FitSettings(total, epochs, trainer["val_every"] if has_valid else 0, limit, tuple(monitors) if has_valid else ())
+    objective.loss.tile(Tiling(trainer["loss_tile"], trainer["loss_exchange"]))
+    backward = accumulation(trainer["accumulate"], accelerator, objective)
+    fit_settings = FitSettings(
+        total, epochs, trainer["val_every"] if has_valid else 0, limit, tuple(monitors) if has_valid else (), backward
+    )
     return Run(accelerator, checkpoints, tracker, watch, meter), fit_settings
 
 
@@ -85,8 +91,11 @@ def start_line(
         trainer["batch_size"], ranks.processes, micro, trainer["accumulation"],
         ", ".join(f"{len(rows)} {part}" for part, rows in parts.items()), parameters / 1e6,
     )  # fmt: skip
-    if trainer["accumulation"] > 1:
-        log.info("accumulation adds no negatives: each micro-batch of %d is a contrastive batch of its own", micro)
+    if trainer["accumulation"] > 1 and trainer["accumulate"] == "gradients":
+        log.info(
+            "accumulation adds no negatives: each micro-batch of %d is a contrastive batch of its own; trainer.accumulate=features makes one",
+            micro,
+        )
     truncated = tokenizer.too_long(texts) if tokenizer is not None else 0
     if truncated:
         log.warning(

@@ -10,6 +10,11 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def own_rank() -> int:
+    """This process's rank; 0 where it is alone."""
+    return dist.get_rank() if processes() > 1 else 0
+
+
 def gather(x: Tensor) -> Tensor:
     """x [B, ...] of each rank -> [N B, ...], rank r at rows r B.. . Backward sums the gradients of all ranks for the own slice: with
     DDP's mean over ranks this is exactly the one-process gradient. Raises ValueError where ranks differ in B."""

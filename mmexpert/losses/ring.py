@@ -9,22 +9,22 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from mmexpert.losses.gather import processes, require_equal_rows
+from mmexpert.losses.gather import own_rank, processes, require_equal_rows
 
 Visit = Callable[[Tensor, Tensor, int, Tensor], None]
 
 
 def around(y: Tensor, keys: Tensor, visit: Visit) -> Tensor:
-    """Calls visit(block [R, D], its keys [R], its home rank, its gradient [R, D] to add to) for every rank's block; the own one first.
+    """Calls visit(block [R, D], keys [R], home rank, gradient [R, D] to add to) for every rank's block, the own one first.
 
-    Returns the gradient of the own block, which comes home after as many hops as there are ranks. Raises ValueError where ranks differ in R.
+    Returns the gradient of the own block, home after as many hops as there are ranks. Raises ValueError where ranks differ in R.
     """
     block, keys, grad = y.detach().contiguous(), keys.contiguous(), torch.zeros_like(y, memory_format=torch.contiguous_format)
     if processes() == 1:
         visit(block, keys, 0, grad)
         return grad
     require_equal_rows(y)
-    rank, ranks = dist.get_rank(), processes()
+    rank, ranks = own_rank(), processes()
     for hop in range(ranks):
         visit(block, keys, (rank - hop) % ranks, grad)
         if hop + 1 < ranks:
@@ -36,7 +36,7 @@ def around(y: Tensor, keys: Tensor, visit: Visit) -> Tensor:
 
 def _pass_on(tensors: list[Tensor]) -> list[Tensor]:
     """Sends each to the next rank and returns those of the rank before."""
-    rank, ranks = dist.get_rank(), processes()
+    rank, ranks = own_rank(), processes()
     received = [torch.empty_like(tensor) for tensor in tensors]
     jobs = [dist.P2POp(dist.isend, tensor, (rank + 1) % ranks) for tensor in tensors]
     jobs += [dist.P2POp(dist.irecv, room, (rank - 1) % ranks) for room in received]

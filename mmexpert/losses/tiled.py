@@ -14,7 +14,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.autograd.function import FunctionCtx
 
-from mmexpert.losses.gather import processes
+from mmexpert.losses.gather import own_rank, processes
 from mmexpert.losses.positives import Positives
 from mmexpert.types import ConfigError
 
@@ -73,8 +73,7 @@ def clip_tiles(x: Tensor, y: Tensor, scale: Tensor, keys: tuple[Tensor, Tensor],
     sums of columns are reduced over them: each rank has the mean over its own rows and columns, and N times the whole's gradient.
     Only loss_clip carries a gradient.
     """
-    first = dist.get_rank() * len(x) if processes() > 1 else 0
-    loss, there, back, floor = _ClipTiles.apply(x, y, scale, Positives(*keys, first), both, store)
+    loss, there, back, floor = _ClipTiles.apply(x, y, scale, Positives(*keys, own_rank() * len(x)), both, store)
     terms = {"loss_clip": loss, "loss_query_to_target": there} | ({"loss_target_to_query": back} if both else {})
     return terms | {"loss_clip_floor": floor, "loss_clip_excess": loss.detach() - floor}
 
@@ -199,7 +198,7 @@ class _TwoPass(_Pieces):
 
 @dataclass
 class _Weights:
-    """What pass 2 needs: lq [R], lt [C] base-2 log-sum-exps with the own pair, uq, ut the log odds rest : own, shares of a row, a column."""
+    """Of pass 2: lq [R], lt [C] base-2 log-sum-exps with the own pair; uq, ut log odds rest : own; shares of a row, a column."""
 
     lq: Tensor
     lt: Tensor

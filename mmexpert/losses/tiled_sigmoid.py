@@ -5,11 +5,10 @@ Own pairs are kept apart from the rest, positives beside them are group sums. Sh
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
-from mmexpert.losses.gather import processes
+from mmexpert.losses.gather import own_rank
 from mmexpert.losses.positives import Positives
 from mmexpert.losses.ring import around
 from mmexpert.losses.tiled import NEVER, refuse_second_derivative, row_tiles
@@ -38,12 +37,11 @@ class _SigmoidTiles(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             sums = _Sums(x, scale.detach(), bias.detach(), positive_weight, any(ctx.needs_input_grad))
             if ring:
-                own = dist.get_rank()
+                own = own_rank()
                 dy = around(y, keys[1], lambda block, names, rank, dy: sums.add(block, (keys[0], names), 0 if rank == own else None, dy))
             else:
                 dy = torch.zeros_like(y, memory_format=torch.contiguous_format)
-                first = dist.get_rank() * len(x) if processes() > 1 else 0
-                sums.add(y.contiguous(), keys, first, dy)
+                sums.add(y.contiguous(), keys, own_rank() * len(x), dy)
             ctx.gradients = sums.gradients(dy)
             return (sums.value / len(x)).to(x.dtype)
 
