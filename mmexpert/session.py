@@ -93,7 +93,7 @@ def start_line(
     )  # fmt: skip
     if trainer["accumulation"] > 1 and trainer["accumulate"] == "gradients":
         log.info(
-            "accumulation adds no negatives: each micro-batch of %d is a contrastive batch of its own; trainer.accumulate=features makes one",
+            "accumulation adds no negatives: each micro-batch of %d is contrasted on its own; trainer.accumulate=features makes one batch",
             micro,
         )
     truncated = tokenizer.too_long(texts) if tokenizer is not None else 0
