@@ -22,7 +22,7 @@ from mmexpert.engine.results import versions, write_data_report
 from mmexpert.engine.runtime import Ranks, Run
 from mmexpert.engine.tracking import Tracker
 from mmexpert.engine.watch import Watch, WatchSettings
-from mmexpert.losses.tiled import Tiling
+from mmexpert.losses.tiling import Tiling
 from mmexpert.types import RunFolderError
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from mmexpert.losses.base import Loss
 from mmexpert.losses.clip import ClipLoss
 from mmexpert.losses.siglip import SigLipLoss
-from mmexpert.losses.tiled import Tiling
+from mmexpert.losses.tiling import Tiling
 
 D = 256
 BIAS = -10.0
@@ -97,7 +97,7 @@ class Case:
         """Features [B, D] of both sides and keys [B]."""
         generator = torch.Generator().manual_seed(0)
         target = torch.randn(self.rows, D, generator=generator)
-        query = target + 2 * torch.randn(self.rows, D, generator=generator)
+        query = target + 4 * torch.randn(self.rows, D, generator=generator)
         rows = torch.arange(self.rows)
         return [query.requires_grad_(), target.requires_grad_()], rows // 3 if self.repeated else rows
 

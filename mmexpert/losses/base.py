@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmexpert.losses.tiled import Tiling
+from mmexpert.losses.tiling import Tiling
 from mmexpert.types import Batch, ConfigError, Pair, TokenCorpus
 
 MAX_SCALE = 100.0

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmexpert.losses.base import Loss
-from mmexpert.losses.tiled import Tiling
+from mmexpert.losses.tiling import Tiling
 from mmexpert.types import Batch, ConfigError, Pair, TokenCorpus
 
 

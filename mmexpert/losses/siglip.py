@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from mmexpert.losses.base import Loss, raised, require_positives
 from mmexpert.losses.gather import gather, processes
-from mmexpert.losses.tiled import STORE_BYTES
 from mmexpert.losses.tiled_sigmoid import sigmoid_ring, sigmoid_tiles
+from mmexpert.losses.tiling import STORE_BYTES
 from mmexpert.types import ConfigError
 
 DENSE_BYTES = 2**23

@@ -16,43 +16,11 @@ from torch.autograd.function import FunctionCtx
 
 from mmexpert.losses.gather import own_rank, processes
 from mmexpert.losses.positives import Positives
-from mmexpert.types import ConfigError
+from mmexpert.losses.tiling import STRIP, row_tiles
 
 LN2, LOG2E = math.log(2), math.log2(math.e)
 ONE_EXPONENTIAL = 75.0  # largest scale at which 2^(c cos - m) spans fp32; above, rows and columns have a maximum each
 NEVER = -1e30  # a logit whose exponential is 0, and which is no infinity
-STORE_BYTES = 2**26
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How a contrastive loss is computed, never what.
-
-    form: auto (by size) | dense (one matrix, autograd) | store (one matrix, gradients in place) | recompute (a tile, formed twice).
-    exchange: auto | rows (targets of all ranks gathered) | ring (blocks of targets travel; sigmoid loss only).
-    """
-
-    form: str = "auto"
-    exchange: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.form not in ("auto", "dense", "store", "recompute"):
-            raise ConfigError(f"trainer.loss_tile={self.form}: choose auto, dense, store or recompute")
-        if self.exchange not in ("auto", "rows", "ring"):
-            raise ConfigError(f"trainer.loss_exchange={self.exchange}: choose auto, rows or ring")
-
-    def of_size(self, matrix_bytes: int, dense_bytes: int) -> str:
-        """The form for a matrix of scores of so many bytes; dense up to dense_bytes."""
-        if self.form != "auto":
-            return self.form
-        return "dense" if matrix_bytes <= dense_bytes else "store" if matrix_bytes <= STORE_BYTES else "recompute"
-
-
-def row_tiles(rows: int) -> Iterator[slice]:
-    """Slices of 64..512 rows, a quarter of them where that is between."""
-    size = min(rows, max(64, min(512, rows // 4)))
-    for start in range(0, rows, size):
-        yield slice(start, min(rows, start + size))
 
 
 def one_exponential(scale: Tensor) -> bool:
@@ -84,14 +52,14 @@ class _ClipTiles(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             pieces = (_OneExponential if one_exponential(scale) else _TwoPass)(x, y, scale, positives.first, store)
             terms, weights = _value(pieces, positives, both)
-            ctx.gradients = _gradients(pieces, positives, *weights) if any(ctx.needs_input_grad) else None
+            ctx.save_for_backward(*(_gradients(pieces, positives, *weights) if any(ctx.needs_input_grad) else ()))
         ctx.mark_non_differentiable(*terms[1:])
         return terms
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        wanted = zip(ctx.gradients, ctx.needs_input_grad, strict=False)
+        wanted = zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)
         return *(grad * gradient if needed else None for gradient, needed in wanted), None, None, None
 
 
@@ -101,24 +69,24 @@ class _Pieces:
     def __init__(self, x: Tensor, y: Tensor, scale: Tensor, first: int, store: bool) -> None:
         self.x, self.y, self.scale, self.first = x.contiguous(), y.contiguous(), scale.detach(), first
         self.c = self.scale * LOG2E
-        self.scaled = self.x * self.c
         self.tiles = list(row_tiles(len(x)))
-        tallest = self.tiles[0].stop
-        self.kept = x.new_empty(len(x), len(y)) if store else None
-        self.room = x.new_empty(tallest, len(y)) if not store else None
-        self.second = x.new_empty(tallest, len(y))
         self.own_columns = slice(first, first + len(x))
-        self.own = (self.scaled * self.y[self.own_columns]).sum(1)
+        self.own = (self.x * self.y[self.own_columns]).sum(1).mul_(self.c)
+        self.stored = store
+        self.room = x.new_empty(len(x) if store else self.tiles[0].stop, len(y))
+        self.second = x.new_empty(min(STRIP, len(x)), len(y))
         self.lr, self.lc = x.new_empty(len(x)), x.new_empty(len(y))
 
     def logits(self, rows: slice) -> Tensor:
         """The base-2 logits of a tile in its buffer."""
-        room = self.kept[rows] if self.kept is not None else self.room[: rows.stop - rows.start]
-        return torch.mm(self.scaled[rows], self.y.T, out=room)
+        room = self.room[rows] if self.stored else self.room[: rows.stop - rows.start]
+        return torch.mm(self.x[rows] * self.c, self.y.T, out=room)
 
-    def beside(self, tile: Tensor) -> Tensor:
-        """A second buffer of the tile's size."""
-        return self.second[: len(tile)]
+    def strips(self, tile: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """(rows of the tile, those rows, a second buffer of their size), a few rows after the other: they stay in the cache."""
+        for start in range(0, len(tile), STRIP):
+            strip = tile[start : start + STRIP]
+            yield slice(start, start + len(strip)), strip, self.second[: len(strip)]
 
     def make(self, rows: slice) -> Tensor:
         """The tile that pass 1 sums and pass 2 turns into gradients."""
@@ -126,7 +94,7 @@ class _Pieces:
 
     def again(self, rows: slice) -> Tensor:
         """The same tile in pass 2: kept, or made once more."""
-        return self.kept[rows] if self.kept is not None else self.make(rows)
+        return self.room[rows] if self.stored else self.make(rows)
 
     def sums(self) -> None:
         """Pass 1: fills lr and lc."""
@@ -162,7 +130,9 @@ class _OneExponential(_Pieces):
 
     def weights(self, tile: Tensor, rows: slice, lq: Tensor, lt: Tensor, shares: tuple[float, float]) -> Tensor:
         by_row, by_column = (self.m - lq[rows]).exp2_().mul_(shares[0]), (self.m - lt).exp2_().mul_(shares[1])
-        return tile.mul_(torch.add(by_row[:, None], by_column, out=self.beside(tile)))
+        for part, strip, second in self.strips(tile):
+            strip.mul_(torch.add(by_row[part, None], by_column, out=second))
+        return tile
 
 
 class _TwoPass(_Pieces):
@@ -177,10 +147,12 @@ class _TwoPass(_Pieces):
         top, total = torch.full_like(self.lc, 2 * NEVER), torch.zeros_like(self.lc)
         for rows in self.tiles:
             tile = self.make(rows)
-            beside, most = self.beside(tile), tile.amax(1)
-            self.lr[rows] = torch.sub(tile, most[:, None], out=beside).exp2_().sum(1).log2_().add_(most)
-            higher = torch.maximum(top, tile.amax(0))
-            total.mul_((top - higher).exp2_()).add_(torch.sub(tile, higher, out=beside).exp2_().sum(0))
+            most, higher = tile.amax(1), torch.maximum(top, tile.amax(0))
+            total.mul_((top - higher).exp2_())
+            for part, strip, second in self.strips(tile):
+                torch.sum(torch.sub(strip, most[part, None], out=second).exp2_(), 1, out=self.lr[rows][part])
+                total += torch.sub(strip, higher, out=second).exp2_().sum(0)
+            self.lr[rows].log2_().add_(most)
             top = higher
         if processes() > 1:
             highest = top.clone()
@@ -191,9 +163,11 @@ class _TwoPass(_Pieces):
         torch.add(total.log2_(), top, out=self.lc)
 
     def weights(self, tile: Tensor, rows: slice, lq: Tensor, lt: Tensor, shares: tuple[float, float]) -> Tensor:
-        by_column = torch.sub(tile, lt, out=self.beside(tile)).exp2_().mul_(shares[1]) if shares[1] else None
-        tile.sub_(lq[rows, None]).exp2_().mul_(shares[0])
-        return tile if by_column is None else tile.add_(by_column)
+        for part, strip, second in self.strips(tile):
+            torch.sub(strip, lt, out=second).exp2_()
+            strip.sub_(lq[rows][part, None]).exp2_().mul_(shares[0])
+            strip.add_(second, alpha=shares[1])
+        return tile
 
 
 @dataclass
@@ -239,10 +213,11 @@ def _gradients(pieces: _Pieces, positives: Positives, weights: _Weights, row_oth
         tile = pieces.weights(pieces.again(rows), rows, weights.lq, weights.lt, shares)
         torch.mm(tile, y, out=dx[rows])
         dy.addmm_(tile.T, x[rows])
+    pieces.room = pieces.second = None
     count = positives.row_count.to(x.dtype)
     own = shares[0] * ((1 - 1 / count) - weights.uq.sigmoid()) + shares[1] * ((1 - 1 / count) - weights.ut.sigmoid())
     dx.addcmul_(own[:, None], y[mine])
-    dy[mine] += own[:, None] * x
+    dy[mine].addcmul_(own[:, None], x)
     if row_others is not None:
         dx.addcmul_(row_others, (sum(shares) / count)[:, None], value=-1)
         dy.addcmul_(positives.column_others(x), (sum(shares) / positives.column_group_size.to(x.dtype))[:, None], value=-1)

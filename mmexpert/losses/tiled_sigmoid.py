@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from mmexpert.losses.gather import own_rank
 from mmexpert.losses.positives import Positives
 from mmexpert.losses.ring import around
-from mmexpert.losses.tiled import NEVER, refuse_second_derivative, row_tiles
+from mmexpert.losses.tiled import NEVER, refuse_second_derivative
+from mmexpert.losses.tiling import STRIP, row_tiles
 
 
 def sigmoid_tiles(x: Tensor, y: Tensor, keys: tuple[Tensor, Tensor], scale: Tensor, bias: Tensor, positive_weight: float) -> Tensor:
@@ -42,13 +43,13 @@ class _SigmoidTiles(torch.autograd.Function):
             else:
                 dy = torch.zeros_like(y, memory_format=torch.contiguous_format)
                 sums.add(y.contiguous(), keys, own_rank() * len(x), dy)
-            ctx.gradients = sums.gradients(dy)
+            ctx.save_for_backward(*sums.gradients(dy))
             return (sums.value / len(x)).to(x.dtype)
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        wanted = zip(ctx.gradients, ctx.needs_input_grad, strict=False)
+        wanted = zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)
         return *((grad * gradient).to(gradient.dtype) if needed else None for gradient, needed in wanted), None, None, None
 
 
@@ -57,7 +58,6 @@ class _Sums:
 
     def __init__(self, x: Tensor, scale: Tensor, bias: Tensor, positive_weight: float, wants: bool) -> None:
         self.x, self.scale, self.bias, self.weight, self.wants = x.contiguous(), scale, bias, positive_weight, wants
-        self.scaled = self.x * scale
         self.value, self.dbias = x.new_zeros((), dtype=torch.float64), x.new_zeros((), dtype=torch.float64)
         self.dx = torch.zeros_like(self.x)
         self.tiles = list(row_tiles(len(x)))
@@ -68,7 +68,7 @@ class _Sums:
         positives = Positives(*keys, first)
         room = y.new_empty(self.tiles[0].stop, len(y))
         for rows in self.tiles:
-            tile = torch.mm(self.scaled[rows], y.T, out=room[: rows.stop - rows.start]).add_(self.bias)
+            tile = torch.mm(self.x[rows] * self.scale, y.T, out=room[: rows.stop - rows.start]).add_(self.bias)
             if first is not None:
                 tile.diagonal(first + rows.start).fill_(NEVER)
             self._add_tile(tile, rows, y, positives, keys, dy)
@@ -80,23 +80,25 @@ class _Sums:
 
     def _add_tile(self, tile: Tensor, rows: slice, y: Tensor, positives: Positives, keys: tuple[Tensor, Tensor], dy: Tensor) -> None:
         """softplus of all logits, as if all were negatives; positives count positive_weight times, their own part comes later."""
-        weighed = keys[0][rows, None] == keys[1] if self.weight != 1 and positives.any_others else None
-        soft = F.softplus(tile, threshold=self.threshold)
-        self.value += soft.sum(dtype=torch.float64)
-        if weighed is not None:
-            self.value += (self.weight - 1) * soft.mul_(weighed).sum(dtype=torch.float64)
+        extra = self.weight - 1
+        for start in range(0, len(tile), STRIP):  # a strip stays in the cache
+            strip, names = tile[start : start + STRIP], keys[0][rows][start : start + STRIP, None]
+            factor = 1 + extra * (names == keys[1]) if extra and positives.any_others else None
+            soft = F.softplus(strip, threshold=self.threshold)
+            self.value += (soft if factor is None else soft.mul_(factor)).sum(dtype=torch.float64)
+            if self.wants:
+                strip.sigmoid_()
+                if factor is not None:
+                    strip.mul_(factor)
+                self.dbias += strip.sum(dtype=torch.float64)
         if self.wants:
-            tile.sigmoid_()
-            if weighed is not None:
-                tile.mul_(1 + (self.weight - 1) * weighed)
-            self.dbias += tile.sum(dtype=torch.float64)
             self.dx[rows].addmm_(tile, y)
             dy.addmm_(tile.T, self.x[rows])
 
     def _add_others(self, y: Tensor, positives: Positives, dy: Tensor) -> None:
         """minus the logits of positives beside the own pairs: softplus(-z) = softplus(z) - z."""
         others, count = positives.row_others(y), positives.row_count - (0 if positives.first is None else 1)
-        logits = (self.scaled * others).sum(1).double() + self.bias.double() * count
+        logits = self.scale.double() * (self.x * others).sum(1).double() + self.bias.double() * count
         self.value -= self.weight * logits.sum()
         if self.wants:
             self.dx.sub_(others, alpha=self.weight)
@@ -105,7 +107,7 @@ class _Sums:
 
     def _add_own(self, y: Tensor, dy: Tensor) -> None:
         """softplus(-z) of the own pairs; dy is changed in place."""
-        logits = (self.scaled * y).sum(1) + self.bias
+        logits = (self.x * y).sum(1).mul_(self.scale) + self.bias
         self.value += self.weight * F.softplus(-logits, threshold=self.threshold).sum(dtype=torch.float64)
         if self.wants:
             pull = -self.weight * (-logits).sigmoid()
@@ -113,10 +115,10 @@ class _Sums:
             dy.addcmul_(pull[:, None], self.x)
             self.dbias += pull.sum(dtype=torch.float64)
 
-    def gradients(self, dy: Tensor) -> tuple[Tensor, ...] | None:
-        """(dx, dy, dscale, dbias) of the mean over rows."""
+    def gradients(self, dy: Tensor) -> tuple[Tensor, ...]:
+        """(dx, dy, dscale, dbias) of the mean over rows; none where no gradient is asked for."""
         if not self.wants:
-            return None
+            return ()
         share = self.scale / len(self.x)
         dscale = (self.x * self.dx).sum() / len(self.x)
         return self.dx.mul_(share), dy.mul_(share), dscale.to(self.scale.dtype), (self.dbias / len(self.x)).to(self.bias.dtype)

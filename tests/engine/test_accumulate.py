@@ -17,7 +17,7 @@ from mmexpert.engine.runtime import LaunchSettings, launch
 from mmexpert.losses.clip import ClipLoss
 from mmexpert.losses.siglip import SigLipLoss
 from mmexpert.losses.superclip import SuperClipLoss
-from mmexpert.losses.tiled import Tiling
+from mmexpert.losses.tiling import Tiling
 from mmexpert.similarity.attention import AttentionHead
 from mmexpert.similarity.combined import Combined
 from mmexpert.similarity.local import WindowHead

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mmexpert.losses import tiled
 from mmexpert.losses.clip import ClipLoss
 from mmexpert.losses.siglip import SigLipLoss
-from mmexpert.losses.tiled import Tiling
+from mmexpert.losses.tiling import Tiling
 from mmexpert.types import ConfigError
 
 FORMS = ("store", "recompute")
@@ -58,7 +57,7 @@ def worst(found, expected):
 @pytest.mark.parametrize("scale", [1, 14.3, 50, 74.99, 76, 100])
 @pytest.mark.parametrize("form", FORMS)
 def test_clip_in_tiles_equals_the_plain_formula_with_every_gradient(form, scale, repeated, directions):
-    query, target = sides(150, 0.7)
+    query, target = sides(150, 1.0)
     keys = keys_of(150, repeated)
     expected = differentiated(clip("dense", scale, directions), query, target, keys)
     assert worst(differentiated(clip(form, scale, directions), query, target, keys), expected) <= 1e-12
@@ -68,7 +67,7 @@ def test_clip_in_tiles_equals_the_plain_formula_with_every_gradient(form, scale,
 @pytest.mark.parametrize("repeated", [False, True], ids=["unique", "repeated"])
 @pytest.mark.parametrize("scale", [1, 10, 100])
 def test_siglip_in_tiles_equals_the_plain_formula_with_every_gradient(scale, repeated, weight):
-    query, target = sides(150, 0.7)
+    query, target = sides(150, 1.0)
     keys = keys_of(150, repeated)
     expected = differentiated(siglip("dense", scale, weight), query, target, keys)
     assert worst(differentiated(siglip("store", scale, weight), query, target, keys), expected) <= 1e-12
@@ -206,5 +205,4 @@ def test_memory_of_recompute_is_a_tile_and_not_a_matrix():
 
     with Watch():
         differentiated(clip("recompute", 14.3, dtype=torch.float32), query, target, torch.arange(rows))
-    assert max(widest) <= 512 * rows
-    assert tiled.row_tiles(rows).__next__() == slice(0, 512)
+    assert 64 * rows <= max(widest) <= 512 * rows
