@@ -12,6 +12,7 @@ from mmexpert import build
 from mmexpert.config import instantiate
 from mmexpert.data.records import RecordDataset
 from mmexpert.engine.accumulate import accumulation
+from mmexpert.engine.blocks import prepare_blocks
 from mmexpert.engine.checkpoint import Checkpoints, KeepSettings
 from mmexpert.engine.console import Console
 from mmexpert.engine.folds import CvSettings
@@ -69,6 +70,7 @@ def open_run(session: Session, folder: Path, prefix: str, accelerator: Any, load
     watch = Watch(accelerator, WatchSettings(trainer["nonfinite"], trainer["nonfinite_budget"], poll), checkpoints.minutes_due)
     has_valid = bool(loaders.parts["valid"])
     limit = trainer["max_grad_norm"] if trainer["max_grad_norm"] is not None else float("inf")
+    prepare_blocks(objective.model, trainer["grad_checkpointing"], trainer["compile"])
     objective.loss.tile(Tiling(trainer["loss_tile"], trainer["loss_exchange"]))
     backward = accumulation(trainer["accumulate"], accelerator, objective)
     fit_settings = FitSettings(

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmexpert.losses import tiling
+
 
 class Positives:
     """Row i is a positive of column j where row_keys[i] == column_keys[j] (int64 [R], [C]).
@@ -26,7 +28,7 @@ class Positives:
         self.row_count = sizes[self.of_row] * self.hit  # [R] positives of each row, the own pair among them
         self.column_group_size = sizes[self.of_column]  # [C] columns of a column's key, itself among them
         own = 0 if first is None else 1
-        self.any_others = column_keys.device.type != "cpu" or bool((self.row_count > own).any())
+        self.any_others = not tiling.free_to_read(column_keys) or bool((self.row_count > own).any())
 
     def row_others(self, y: Tensor) -> Tensor:
         """y [C, D] -> [R, D]: of each row the sum of y over its other positives; exactly 0 where it has none."""

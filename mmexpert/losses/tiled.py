@@ -14,6 +14,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.autograd.function import FunctionCtx
 
+from mmexpert.losses import tiling
 from mmexpert.losses.gather import own_rank, processes
 from mmexpert.losses.positives import Positives
 from mmexpert.losses.tiling import STRIP, row_tiles
@@ -25,7 +26,7 @@ NEVER = -1e30  # a logit whose exponential is 0, and which is no infinity
 
 def one_exponential(scale: Tensor) -> bool:
     """Whether one exponential serves rows and columns. The scale is read on the CPU alone; elsewhere that would stall the device."""
-    return scale.device.type == "cpu" and float(scale.detach()) <= ONE_EXPONENTIAL
+    return tiling.free_to_read(scale) and float(scale.detach()) <= ONE_EXPONENTIAL
 
 
 def refuse_second_derivative() -> None:

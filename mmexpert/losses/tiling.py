@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from mmexpert.types import ConfigError
 
 STORE_BYTES = 2**26  # largest matrix of scores that is kept; above, a tile is formed twice
@@ -38,3 +40,8 @@ def row_tiles(rows: int) -> Iterator[slice]:
     size = min(rows, max(64, min(512, rows // 4)))
     for start in range(0, rows, size):
         yield slice(start, min(rows, start + size))
+
+
+def free_to_read(x: Tensor) -> bool:
+    """Whether the host may look at a value: on the CPU. Elsewhere it would wait for the device, so nothing there may depend on one."""
+    return x.device.type == "cpu"
