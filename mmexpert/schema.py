@@ -24,10 +24,15 @@ class TrainerKeys:
     batch_size: int = MISSING
     eval_batch_size: int | None = MISSING
     accumulation: int = MISSING
+    accumulate: str = MISSING
     drop_last: bool = MISSING
     val_every: int = MISSING
     device: str = MISSING
     mixed_precision: Any = MISSING  # `no` is a boolean in YAML 1.1; checked by engine/runtime.py
+    grad_checkpointing: bool = MISSING
+    compile: str = MISSING
+    loss_tile: str = MISSING
+    loss_exchange: str = MISSING
     max_grad_norm: float | None = MISSING
     deterministic: bool = MISSING
     nonfinite: str = MISSING

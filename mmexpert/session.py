@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from mmexpert import build
 from mmexpert.config import instantiate
 from mmexpert.data.records import RecordDataset
+from mmexpert.engine.accumulate import accumulation
+from mmexpert.engine.blocks import prepare_blocks
 from mmexpert.engine.chance import chance_loss, contrastive_rows
 from mmexpert.engine.checkpoint import Checkpoints, KeepSettings
 from mmexpert.engine.console import Console
@@ -23,6 +25,7 @@ from mmexpert.engine.runtime import Ranks, Run
 from mmexpert.engine.stamps import stamps, told
 from mmexpert.engine.tracking import Tracker
 from mmexpert.engine.watch import Watch, WatchSettings
+from mmexpert.losses.tiling import Tiling
 from mmexpert.types import RunFolderError
 
 log = logging.getLogger(__name__)
@@ -68,7 +71,12 @@ def open_run(session: Session, folder: Path, prefix: str, accelerator: Any, load
     watch = Watch(accelerator, WatchSettings(trainer["nonfinite"], trainer["nonfinite_budget"], poll), checkpoints.minutes_due)
     has_valid = bool(loaders.parts["valid"])
     limit = trainer["max_grad_norm"] if trainer["max_grad_norm"] is not None else float("inf")
-    fit_settings = FitSettings(total, epochs, trainer["val_every"] if has_valid else 0, limit, tuple(monitors) if has_valid else ())
+    prepare_blocks(objective.model, trainer["grad_checkpointing"], trainer["compile"])
+    objective.loss.tile(Tiling(trainer["loss_tile"], trainer["loss_exchange"]))
+    backward = accumulation(trainer["accumulate"], accelerator, objective)
+    fit_settings = FitSettings(
+        total, epochs, trainer["val_every"] if has_valid else 0, limit, tuple(monitors) if has_valid else (), backward
+    )
     return Run(accelerator, checkpoints, tracker, watch, meter), fit_settings
 
 
@@ -100,8 +108,11 @@ def start_line(
         log.info("chance level of loss_clip: ln(%d) = %.4f", rows, chance)
     for sentence in told(stamps(session.dataset, session.cv.selection)):
         log.warning("%s", sentence)
-    if trainer["accumulation"] > 1:
-        log.info("accumulation adds no negatives: each micro-batch of %d is a contrastive batch of its own", micro)
+    if trainer["accumulation"] > 1 and trainer["accumulate"] == "gradients":
+        log.info(
+            "accumulation adds no negatives: each micro-batch of %d is contrasted on its own; trainer.accumulate=features makes one batch",
+            micro,
+        )
     truncated = tokenizer.too_long(texts) if tokenizer is not None else 0
     if truncated:
         log.warning(

@@ -9,19 +9,24 @@ import torch
 from torch import nn
 
 from mmexpert.data.loaders import Loaders
+from mmexpert.engine.accumulate import Accumulation
 from mmexpert.engine.progress import Progress
 from mmexpert.engine.runtime import Run
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """total_steps: optimizer steps of the run; epochs: passes that they make up; val_every: epochs between validations, 0 = none."""
+    """total_steps: optimizer steps of the run; epochs: passes that they make up; val_every: epochs between validations, 0 = none.
+
+    accumulation: how the micro-batches of a step go backward.
+    """
 
     total_steps: int
     epochs: int
     val_every: int
     max_grad_norm: float
     monitors: tuple[str, ...]
+    accumulation: Accumulation
 
     def validates(self, epoch: int) -> bool:
         """Whether the epoch (from 1) ends with a validation: every val_every-th and the last."""
@@ -52,11 +57,8 @@ def fit(
         windows = loaders.train(progress.epoch, progress.step_in_epoch)  # order = f(seed, epoch): skipping costs nothing
         run.checkpoints.restore_random()  # after the iterator, which may draw; nothing the second time
         for window in run.meter.timed(islice(windows, settings.total_steps - progress.step)):
-            for batch in window:
-                with accelerator.accumulate(objective):  # gradients travel in the last one only
-                    losses, _ = objective(batch)  # never .forward: DDP's hooks hang on the call
-                    accelerator.backward(losses["loss_total"])
-                progress.add(losses, len(batch["id"]))  # tensors: .item() here would wait for the device
+            for losses, rows in settings.accumulation(objective, module, window):  # forward and backward, engine/accumulate.py
+                progress.add(losses, rows)  # tensors: .item() here would wait for the device
             norm = accelerator.clip_grad_norm_(objective.parameters(), settings.max_grad_norm)  # inf only measures
             verdict = run.watch.agree(losses, norm, progress)  # one all-reduce a step: finite everywhere? asked to stop?
             run.watch.guard(optimizer.optimizer, norm)

@@ -1,5 +1,7 @@
 """Model, similarity and loss in one module, so that whatever wraps or saves it sees every learned number."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -8,6 +10,8 @@ from torch.nn import functional as F
 from mmexpert.losses.gather import gather, processes
 from mmexpert.similarity.base import Similarity
 from mmexpert.types import Batch, ConfigError, Encoding, Pair
+
+REPORT_ROWS = 1024
 
 
 class Objective(nn.Module):
@@ -41,9 +45,13 @@ class Objective(nn.Module):
         if self.sequence_ramp_epochs:
             self.ramp = min(1.0, epoch / self.sequence_ramp_epochs)
 
-    def forward(self, batch: Batch) -> tuple[dict[str, Tensor], Pair]:
-        """The loss terms by their logged names, loss_total among them, all scalars; and what the model made of the batch."""
+    def forward(self, batch: Batch, pull: Callable[[Pair], Tensor] | None = None) -> tuple[dict[str, Tensor], Pair] | Tensor:
+        """terms() of the model's pair; with pull (engine/accumulate.py) what it makes of the pair instead."""
         pair = self.model(batch)
+        return self.terms(pair, batch) if pull is None else pull(pair)
+
+    def terms(self, pair: Pair, batch: Batch) -> tuple[dict[str, Tensor], Pair]:
+        """The loss terms by their logged names, loss_total among them, all scalars; and the pair that the model made of the batch."""
         keys = batch["positive_key"]
         terms = self.loss(pair.query.features, pair.target.features, keys, pair.target_key)
         terms = terms | self.loss.class_loss(pair, batch)
@@ -119,16 +127,29 @@ class Objective(nn.Module):
 @torch.no_grad()
 def in_batch_report(pair: Pair, keys: Tensor) -> dict[str, Tensor]:
     """score_gap of the pooled cosines; in_batch_recall_1: share of rows whose best target is a positive."""
-    scores = cosine(pair.query, pair.target)
-    positives = keys[:, None] == (keys if pair.target_key is None else pair.target_key)
-    recall = positives.gather(1, scores.argmax(1, keepdim=True)).float().mean()
-    return {"score_gap": score_gap(scores, positives), "in_batch_recall_1": recall}
+    target_keys = keys if pair.target_key is None else pair.target_key
+    sums, hits = [], []
+    for start in range(0, len(keys), REPORT_ROWS):  # never the whole matrix of a large batch
+        rows = slice(start, start + REPORT_ROWS)
+        scores = cosine(Encoding(pair.query.features[rows]), pair.target)
+        positives = keys[rows, None] == target_keys
+        sums.append(_sums(scores, positives))
+        hits.append(positives.gather(1, scores.argmax(1, keepdim=True)).float())
+    of_positives, positive_count, of_negatives, negative_count = torch.stack(sums).sum(0)
+    gap = of_positives / positive_count - of_negatives / negative_count.clamp(min=1)
+    return {"score_gap": gap, "in_batch_recall_1": torch.cat(hits).mean()}
 
 
 def score_gap(scores: Tensor, positives: Tensor) -> Tensor:
     """Mean score of positives minus that of negatives (0 where there are none)."""
-    negatives = ~positives
-    return (scores * positives).sum() / positives.sum() - (scores * negatives).sum() / negatives.sum().clamp(min=1)
+    of_positives, positive_count, of_negatives, negative_count = _sums(scores, positives)
+    return of_positives / positive_count - of_negatives / negative_count.clamp(min=1)
+
+
+def _sums(scores: Tensor, positives: Tensor) -> Tensor:
+    """[4]: sum of positives' scores, their number, sum of negatives' scores, their number."""
+    negatives, counts = ~positives, positives.sum().to(scores.dtype)
+    return torch.stack([(scores * positives).sum(), counts, (scores * negatives).sum(), negatives.sum().to(scores.dtype)])
 
 
 def gather_tokens(encoding: Encoding) -> Encoding:

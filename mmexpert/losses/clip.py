@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from mmexpert.losses.base import Loss, raised, require_positives
-from mmexpert.losses.gather import gather
+from mmexpert.losses.gather import gather, processes
+from mmexpert.losses.tiled import clip_tiles
 from mmexpert.types import ConfigError
 
 _NAMED = {frozenset(["query_to_target"]): "query", frozenset(["query_to_target", "target_to_query"]): "both"}
+DENSE_BYTES = 2**20  # scores of up to 512 rows: one matrix under autograd is as fast
 
 
 class ClipLoss(Loss):
@@ -31,11 +33,17 @@ class ClipLoss(Loss):
 
     def forward(self, query: Tensor, target: Tensor, keys: Tensor, target_keys: Tensor | None = None) -> dict[str, Tensor]:
         """Own rows and own columns against all ranks; further target rows are columns of the row direction only."""
-        target_keys = keys if target_keys is None else target_keys
+        one_to_one, target_keys = target_keys is None, keys if target_keys is None else target_keys
         with torch.autocast(query.device.type, enabled=False):  # else @ is bf16 again, where one query in three ties
             query, target = self.unit_rows(query, target, keys, target_keys)
+            if one_to_one and (form := self._form_for(query)) != "dense":
+                columns = gather(target), gather(keys)
+                scale, both = self.logit_scale.exp(), self.directions == "both"
+                return clip_tiles(query, columns[0], scale, (keys, columns[1]), both, form == "store")
             rows = query @ gather(target).T
-            columns = target[: len(query)] @ gather(query).T if self.directions == "both" else None
+            columns = None
+            if self.directions == "both":  # alone, one product serves both directions
+                columns = rows[:, : len(query)].T if processes() == 1 else target[: len(query)] @ gather(query).T
             row_positives = keys[:, None] == gather(target_keys)
             column_positives = target_keys[: len(query), None] == gather(keys)
             return self._terms(rows, columns, row_positives, column_positives)
@@ -46,6 +54,13 @@ class ClipLoss(Loss):
             scores = raised(scores)
             columns = scores.T if self.directions == "both" else None
             return self._terms(scores, columns, positives, positives.T)
+
+    def _form_for(self, query: Tensor) -> str:
+        """dense, store or recompute: tiles know the form out alone, and no direction of somebody else's."""
+        if self.form != "out" or type(self).direction is not ClipLoss.direction:
+            return "dense"
+        ranks = processes()
+        return self.tiling.of_size(len(query) ** 2 * ranks * query.element_size(), DENSE_BYTES if ranks == 1 else 0)
 
     def _terms(self, rows: Tensor, columns: Tensor | None, row_positives: Tensor, column_positives: Tensor) -> dict[str, Tensor]:
         scale = self.logit_scale.exp()

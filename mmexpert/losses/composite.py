@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmexpert.losses.base import Loss
+from mmexpert.losses.tiling import Tiling
 from mmexpert.types import Batch, ConfigError, Pair, TokenCorpus
 
 
@@ -48,6 +49,11 @@ class CompositeLoss(nn.Module):
         """Handed to every loss."""
         for loss in self.losses.values():
             loss.see_corpus(corpus)
+
+    def tile(self, tiling: Tiling) -> None:
+        """Said to every loss."""
+        for loss in self.losses.values():
+            loss.tile(tiling)
 
     def for_scores(self) -> Loss:
         """The contrastive form of the first loss that contrasts."""

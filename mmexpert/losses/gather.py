@@ -10,16 +10,26 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def own_rank() -> int:
+    """This process's rank; 0 where it is alone."""
+    return dist.get_rank() if processes() > 1 else 0
+
+
 def gather(x: Tensor) -> Tensor:
     """x [B, ...] of each rank -> [N B, ...], rank r at rows r B.. . Backward sums the gradients of all ranks for the own slice: with
     DDP's mean over ranks this is exactly the one-process gradient. Raises ValueError where ranks differ in B."""
     if processes() == 1:
         return x
+    require_equal_rows(x)
+    return _Gather.apply(x) if x.is_floating_point() else _all(x)
+
+
+def require_equal_rows(x: Tensor) -> None:
+    """Raises ValueError, on every rank, where ranks differ in the length of x."""
     sizes = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(processes())]
     dist.all_gather(sizes, torch.tensor([len(x)], device=x.device))
     if len({int(size) for size in sizes}) > 1:
         raise ValueError(f"ranks hold {[int(size) for size in sizes]} rows: every rank needs as many")
-    return _Gather.apply(x) if x.is_floating_point() else _all(x)
 
 
 def _all(x: Tensor) -> Tensor:

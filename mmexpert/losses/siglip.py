@@ -7,8 +7,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmexpert.losses.base import Loss, raised, require_positives
-from mmexpert.losses.gather import gather
+from mmexpert.losses.gather import gather, processes
+from mmexpert.losses.tiled_sigmoid import sigmoid_ring, sigmoid_tiles
+from mmexpert.losses.tiling import STORE_BYTES
 from mmexpert.types import ConfigError
+
+DENSE_BYTES = 2**23
 
 
 class SigLipLoss(Loss):
@@ -27,10 +31,19 @@ class SigLipLoss(Loss):
 
     def forward(self, query: Tensor, target: Tensor, keys: Tensor, target_keys: Tensor | None = None) -> dict[str, Tensor]:
         """Own rows against the targets of all ranks."""
-        target_keys = keys if target_keys is None else target_keys
+        one_to_one, target_keys = target_keys is None, keys if target_keys is None else target_keys
         with torch.autocast(query.device.type, enabled=False):
             query, target = self.unit_rows(query, target, keys, target_keys)
+            matrix_bytes = len(query) ** 2 * processes() * query.element_size()
+            if one_to_one and self.tiling.of_size(matrix_bytes, DENSE_BYTES) != "dense":
+                return {"loss_clip": self._tiled(query, target, keys, matrix_bytes)}
             return self.from_scores(query @ gather(target).T, keys[:, None] == gather(target_keys))
+
+    def _tiled(self, query: Tensor, target: Tensor, keys: Tensor, matrix_bytes: int) -> Tensor:
+        given = self.logit_scale.exp(), self.logit_bias, self.positive_weight
+        if self.tiling.exchange == "ring" or self.tiling.exchange == "auto" and processes() > 1 and matrix_bytes > STORE_BYTES:
+            return sigmoid_ring(query, target, keys, *given)
+        return sigmoid_tiles(query, gather(target), (keys, gather(keys)), *given)
 
     def from_scores(self, scores: Tensor, positives: Tensor) -> dict[str, Tensor]:
         """Loss of given scores."""

@@ -96,7 +96,7 @@ class Similarity(nn.Module):
             raise KeyError(f"a similarity needs token sequences; the {side}'s encoder returned none: choose similarity=none")
         raw = encoding.sequence.to(torch.promote_types(encoding.sequence.dtype, torch.float32))
         mask = torch.ones(raw.shape[:2], dtype=torch.bool, device=raw.device) if encoding.mask is None else encoding.mask
-        looks = mask.device.type == "cpu"
+        looks = free_to_read(mask)
         if not looks or bool((mask[:, 1:] > mask[:, :-1]).any()):
             order = mask.int().argsort(dim=1, descending=True, stable=True)
             raw, mask = raw.gather(1, order[..., None].expand_as(raw)), mask.gather(1, order)
@@ -119,6 +119,11 @@ class Similarity(nn.Module):
     def _block(self, query: Tokens, target: Tokens) -> tuple[Tensor, ...]:
         table = token_cosines(query.unit, target.unit) if self.reads_table else None
         return tuple(head(query, target, table) for head in self.heads.values())
+
+
+def free_to_read(x: Tensor) -> bool:
+    """Whether the host may look at a value: on the CPU; elsewhere it would wait for the device."""
+    return x.device.type == "cpu"
 
 
 def token_cosines(query: Tensor, target: Tensor) -> Tensor:
