@@ -10,7 +10,17 @@ from tqdm import tqdm
 from mmexpert.engine.external import line
 
 log = logging.getLogger(__name__)
-_CLASS_METRICS = ("acc", "balanced_acc", "macro_f1", "map", "group_acc", "probe_acc", "probe_balanced_acc")
+_CLASS_METRICS = (
+    "acc",
+    "balanced_acc",
+    "macro_f1",
+    "map",
+    "group_acc",
+    "probe_acc",
+    "probe_balanced_acc",
+    "nearest_acc",
+    "nearest_balanced_acc",
+)
 _SHORT = {"loss": "loss_total", "cls": "loss_class", "clip": "loss_clip", "seq": "loss_seq"}
 
 

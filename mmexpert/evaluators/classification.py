@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmexpert.data.records import Record, RecordDataset
 from mmexpert.evaluators.base import Collected, Evaluation, collect, further_columns, part_losses
+from mmexpert.evaluators.baselines import linear_probe, nearest_picture
 from mmexpert.evaluators.probabilities import TEXT_SCALE
 from mmexpert.metrics.classification import (
     chance_lines,
@@ -26,14 +27,14 @@ log = logging.getLogger(__name__)
 
 
 class ClassificationEvaluator:
-    """linear_probe: parts in which a logistic regression on the frozen query features of the training part is scored beside. prior:
-    as_trained | train (log class shares of the training part are added, for models that a sampler has balanced). seed: of the
-    bootstrap over groups."""
+    """linear_probe, nearest_neighbour: parts in which these baselines are scored beside (evaluators/baselines.py). prior: as_trained |
+    train (log class shares of the training part are added, for models that a sampler has balanced). seed: of the bootstrap over groups.
+    """
 
-    def __init__(self, linear_probe: list[str], prior: str, seed: int) -> None:
+    def __init__(self, linear_probe: list[str], nearest_neighbour: list[str], prior: str, seed: int) -> None:
         if prior not in ("as_trained", "train"):
             raise ConfigError(f"evaluator.prior={prior}: choose as_trained or train")
-        self.linear_probe, self.prior, self.seed = linear_probe, prior, seed
+        self.linear_probe, self.nearest_neighbour, self.prior, self.seed = linear_probe, nearest_neighbour, prior, seed
         self._mixed_told: set[str] = set()
 
     def __call__(self, objective: nn.Module, loaders: Any, accelerator: Any, part: str) -> Evaluation:
@@ -55,7 +56,9 @@ class ClassificationEvaluator:
             name = f"{objective.model.target}_to_{objective.model.query}"
             metrics |= {f"{name}_p{k}": precision_at(texts.numpy(), labels, k) for k in (5, 10)}
         if part in self.linear_probe:
-            metrics |= self._probe(objective, loaders, accelerator, collected)
+            metrics |= linear_probe(collect(objective, loaders, accelerator, "train"), collected)
+        if part in self.nearest_neighbour:
+            metrics |= nearest_picture(loaders, part)
         metrics |= part_losses(objective, collected, loaders.batch_size)
         names = dataset.classes.names
         protocol = {
@@ -102,19 +105,6 @@ class ClassificationEvaluator:
         # one group a class leaves nothing to draw: no width would read as certainty
         interval = {"acc_lo": low, "acc_hi": high} if low < high else {}
         return interval | {f"group_{name}": value for name, value in votes.items()}
-
-    def _probe(self, objective: nn.Module, loaders: Any, accelerator: Any, collected: Collected) -> dict[str, float]:
-        """A linear head on the same encoder: logistic regression on standardised features of the training part, not augmented."""
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
-        train = collect(objective, loaders, accelerator, "train")
-        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-        probe.fit(train.query.features.numpy(), train.label.numpy())
-        predicted, labels = probe.predict(collected.query.features.numpy()), collected.label.numpy()
-        recalls = [float((predicted[labels == k] == k).mean()) for k in np.unique(labels)]
-        return {"probe_acc": float((predicted == labels).mean()), "probe_balanced_acc": float(np.mean(recalls))}
 
 
 def text_scores(objective: nn.Module, collected: Collected, accelerator: Any) -> Tensor | None:
