@@ -158,8 +158,9 @@ class ViewTransformer(nn.Module):
         super().__init__()
         self.patch = patch
         self.embed = nn.Linear(patch[0] * patch[1], width)  # equals a convolution with kernel = stride, and is faster
-        self.row = nn.Parameter(torch.randn(RadarViT.GRID_ROWS, 1, width) * 0.02)
-        self.column = nn.Parameter(torch.randn(1, columns, width) * 0.02)
+        self.embed_norm = nn.LayerNorm(width)
+        self.row = nn.Parameter(torch.randn(RadarViT.GRID_ROWS, 1, width) * 0.5)  # beside normalised patches 0.02 goes unseen
+        self.column = nn.Parameter(torch.randn(1, columns, width) * 0.5)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.pool = AttentionPool(width, heads)
@@ -181,4 +182,4 @@ class ViewTransformer(nn.Module):
         """x [B, F, T] -> embedded patches [B, 8, W, width]; embed.weight is a Conv2d's, flattened."""
         rows, frames = self.patch
         grid = x.unflatten(2, (-1, frames)).unflatten(1, (-1, rows)).permute(0, 1, 3, 2, 4)  # [B, 8, W, rows, frames]
-        return self.embed(grid.flatten(3))
+        return self.embed_norm(self.embed(grid.flatten(3)))
