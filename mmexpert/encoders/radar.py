@@ -169,7 +169,7 @@ class ViewTransformer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x [B, F, T], mask [B, W] -> [B, W, D]; a shorter clip takes the first W column embeddings."""
         count = mask.shape[1]
-        tokens = self.patches(x) + self.row + self.column[:, :count]
+        tokens = self.embed_norm(self.patches(x)) + self.row + self.column[:, :count]
         tokens = tokens.flatten(1, 2)  # raster: index = row * W + column
         key_mask = mask[:, None].expand(-1, RadarViT.GRID_ROWS, -1).flatten(1)
         for block in self.blocks:
@@ -182,4 +182,4 @@ class ViewTransformer(nn.Module):
         """x [B, F, T] -> embedded patches [B, 8, W, width]; embed.weight is a Conv2d's, flattened."""
         rows, frames = self.patch
         grid = x.unflatten(2, (-1, frames)).unflatten(1, (-1, rows)).permute(0, 1, 3, 2, 4)  # [B, 8, W, rows, frames]
-        return self.embed_norm(self.embed(grid.flatten(3)))
+        return self.embed(grid.flatten(3))
