@@ -197,7 +197,7 @@ def test_vit_tokens_are_raster_and_each_column_is_one_time_token():
     x, mask = torch.rand(1, 128, 48), torch.tensor([[True, True, False]])
     out = vit(x, mask)
     tokens, key_mask = seen[0]
-    patches = vit.patches(x)
+    patches = vit.embed_norm(vit.patches(x))
     for row in range(8):
         for column in range(3):
             expected = patches[:, row, column] + vit.row[row, 0] + vit.column[0, column]
