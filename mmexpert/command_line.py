@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 from mmexpert.config import CONF_DIR, NOT_HASHED, suggest, trusted
+from mmexpert.engine.secrets import SECRET, mask_text
 from mmexpert.types import ConfigError, MmexpertError, SweepError
 
 FREE_KEYS = ("run", "index", "images", "texts", "image", "text", "features", "check", "out", "init_from")
@@ -37,7 +38,7 @@ OLD_FLAGS = {
 trust_list: list[str] = []
 """What trust=[...] on the command line names; kept out of every config, so that none can widen it."""
 
-_SECRET = re.compile(r"(^|[._\-])(token|secret|password|passwd|credentials?)$|(api|access|private)_?key$", re.IGNORECASE)
+_INNER = re.compile(r"[\w.\-]+(?=\s*:\s*[^\s,}\]])")  # keys of {key: value} with a value
 _MAX_NAME = 120
 
 
@@ -53,8 +54,10 @@ def _prepare(argument: str) -> str:
     if not separator or argument.startswith("-"):
         return argument
     plain_key = key.lstrip("+~")
-    if _SECRET.search(plain_key) and value not in ("", "null", "***"):
-        raise ConfigError(f"{plain_key}: a secret does not belong on a command line, which is stored; set it in the environment instead")
+    inner = [key for key in _INNER.findall(value) if SECRET.search(key)] if "{" in value else []
+    if inner or SECRET.search(plain_key) and value not in ("", "null", "***"):
+        full = ".".join([plain_key, *inner[:1]])
+        raise ConfigError(f"{full}: a secret does not belong on a command line, which is stored; set it in the environment instead")
     quoted = value[:1] in ("'", '"') and value[-1:] == value[:1]
     bracketed = value[:1] in ("[", "{") or "(" in value
     if quoted or (bracketed and plain_key not in FREE_KEYS):
@@ -209,5 +212,5 @@ def _near_keys(key: str) -> str:
 
 
 def _end(message: str, code: int) -> None:
-    sys.stderr.write(message + "\n")
+    sys.stderr.write(mask_text(message) + "\n")
     raise SystemExit(code)

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmexpert.engine.files import sha256_file, strict_json, write_atomic
-from mmexpert.engine.results import masked, versions
+from mmexpert.engine.results import versions
+from mmexpert.engine.secrets import masked
 from mmexpert.types import ClassTable
 
 PARTS = ("encoder", "model", "similarity", "dataset")

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from mmexpert.data.loaders import Loaders
+from mmexpert.engine.evidence import clip_gradients
 from mmexpert.engine.progress import Progress
 from mmexpert.engine.runtime import Run
 
@@ -57,8 +58,10 @@ def fit(
                     losses, _ = objective(batch)  # never .forward: DDP's hooks hang on the call
                     accelerator.backward(losses["loss_total"])
                 progress.add(losses, len(batch["id"]))  # tensors: .item() here would wait for the device
-            norm = accelerator.clip_grad_norm_(objective.parameters(), settings.max_grad_norm)  # inf only measures
-            verdict = run.watch.agree(losses, norm, progress)  # one all-reduce a step: finite everywhere? asked to stop?
+                run.watch.see(batch["id"], losses)
+            gradients = clip_gradients(accelerator, module, settings.max_grad_norm)  # inf only measures
+            norm = gradients.total
+            verdict = run.watch.agree(gradients, progress)  # one all-reduce a step: finite everywhere? asked to stop?
             run.watch.guard(optimizer.optimizer, norm)
             if verdict.finite:
                 optimizer.step()
