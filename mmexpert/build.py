@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,11 +11,15 @@ import torch
 from mmexpert.config import instantiate, locate
 from mmexpert.data.collate import Collate
 from mmexpert.data.loaders import Loaders, PlanSettings, WorkerSettings
+from mmexpert.data.preparation import picture_node
 from mmexpert.data.records import RecordDataset
+from mmexpert.encoders.clip_source import one_load
 from mmexpert.encoders.tokenizer import TextTokenizer
+from mmexpert.engine.feature_cache import CacheSettings, FeatureCache
 from mmexpert.engine.objective import Objective
-from mmexpert.engine.optim import parameter_groups
+from mmexpert.engine.optim import parameter_groups, warn_of_rates
 from mmexpert.models.heads import ClassPrompts
+from mmexpert.towers import StoredTowers
 from mmexpert.types import ClassTable, ConfigError, TokenCorpus
 
 Config = dict[str, Any]
@@ -32,12 +37,30 @@ def build_dataset(cfg: Config, trust: Sequence[str] = ()) -> RecordDataset:
     return dataset
 
 
+def stored_preparation(cfg: Config, dataset: RecordDataset) -> dict[str, Any]:
+    """Nodes by role of what turns a user's inputs into a tower's, for the saved model; after dataset.fit()."""
+    transform = cfg["dataset"].get("transform")
+    node = dataset.preparation() or (
+        picture_node(transform, cfg["dataset"].get("exif", getattr(dataset, "exif", True))) if transform else None
+    )
+    return {"image": node} if node else {}
+
+
 def build_tokenizer(cfg: Config, texts: list[str]) -> TextTokenizer | None:
-    """The text tower's tokenizer: stored with a pretrained one, built from texts (the training part's) for one from scratch."""
+    """The text tower's tokenizer: stored with a pretrained one or the run that gives the towers, built from texts (the training
+    part's) for one from scratch."""
     node = (cfg.get("encoder") or {}).get("text")
     if not node:
         return None
+    if towers := stored_towers(cfg):
+        return towers.tokenizer()
     return locate(node["_target_"]).tokenizer_for(texts, node)
+
+
+def stored_towers(cfg: Config) -> StoredTowers | None:
+    """The run that model.towers names, or None."""
+    run = cfg["model"].get("towers")
+    return StoredTowers.of(run) if run else None
 
 
 def training_classes(dataset: RecordDataset, train: Sequence[int]) -> ClassTable | None:
@@ -49,14 +72,25 @@ def training_classes(dataset: RecordDataset, train: Sequence[int]) -> ClassTable
 
 
 def build_model(cfg: Config, classes: ClassTable | None, tokenizer: TextTokenizer | None, trust: Sequence[str] = ()) -> torch.nn.Module:
-    """Towers, head and the model that joins them."""
+    """Towers, head or combiner, and the model that joins them."""
     encoders = {}
-    for role, node in (cfg.get("encoder") or {}).items():
-        if node:
-            given = {"tokenizer": tokenizer} if role == "text" else {}
-            encoders[role] = instantiate(node, "encoder", trust, **given)
-    node = dict(cfg["model"])
+    nodes, towers = cfg.get("encoder") or {}, stored_towers(cfg)
+    with one_load():  # two towers of one CLIP read its file once
+        for role, node in (towers.nodes(nodes) if towers else nodes).items():
+            if node:
+                given = {"tokenizer": tokenizer} if role == "text" else {}
+                encoders[role] = instantiate(node, "encoder", trust, **given)
+    for role, tower in encoders.items() if towers else ():
+        towers.fill(role, tower)
+    node, combiner = dict(cfg["model"]), cfg.get("combiner")
     head = node.pop("head", None)
+    if node.get("projection_dim", 0) is None and encoders:  # the towers' own width; the model compares them
+        node["projection_dim"] = width = next(iter(encoders.values())).dim
+        head, combiner = (part | {"dim": width} if part and "dim" in part else part for part in (head, combiner))
+    if combiner:
+        if head:
+            raise ConfigError("a combiner and model/head do not go together: choose model/head=none")
+        return instantiate(node, "model", trust, encoders=encoders, combiner=instantiate(combiner, "combiner", trust))
     return instantiate(
         node,
         "model",
@@ -103,14 +137,20 @@ def build_loaders(
             rank=place.rank,
             drop_last=trainer["drop_last"],
         ),
-        WorkerSettings(
-            num_workers=trainer["num_workers"],
-            prefetch_factor=trainer["prefetch_factor"],
-            pin_memory=place.device.type == "cuda" if trainer["pin_memory"] is None else trainer["pin_memory"],
-            timeout_s=trainer["loader_timeout_s"],
-        ),
+        worker_settings(cfg, place.device.type == "cuda"),
         seed,
         place.device,
+    )
+
+
+def worker_settings(cfg: Config, pinned: bool) -> WorkerSettings:
+    """Loader processes; pinned: what trainer.pin_memory=null means."""
+    trainer = cfg["trainer"]
+    return WorkerSettings(
+        num_workers=trainer["num_workers"],
+        prefetch_factor=trainer["prefetch_factor"],
+        pin_memory=pinned if trainer["pin_memory"] is None else trainer["pin_memory"],
+        timeout_s=trainer["loader_timeout_s"],
     )
 
 
@@ -137,6 +177,7 @@ def build_optimizer(
     """Optimizer over the parameter groups of all towers, and the rate's schedule, counted in optimizer steps."""
     node = cfg["optimizer"]
     groups = parameter_groups(objective, node["lr"], node.get("weight_decay", 0.0))
+    warn_of_rates(objective, node["lr"])
     try:
         optimizer = instantiate(node, "optimizer", params=groups)
     except ValueError as error:  # torch's word on a number out of range
@@ -144,6 +185,20 @@ def build_optimizer(
     total, _ = run_length(cfg, steps_per_epoch)
     given = {"total_steps": total, "steps_per_epoch": steps_per_epoch} if cfg["scheduler"]["_target_"].startswith("mmexpert.") else {}
     return optimizer, instantiate(cfg["scheduler"], "scheduler", optimizer=optimizer, **given)
+
+
+def build_cache(cfg: Config, model: torch.nn.Module, dataset: RecordDataset, tokenizer: TextTokenizer | None) -> FeatureCache | None:
+    """Tables in place of the frozen towers of a composed model, or None."""
+    if not cfg.get("cache") or not getattr(model, "frozen", ()):
+        return None
+    towers = {role: {key: x for key, x in node.items() if key != "lr_scale"} for role, node in cfg["encoder"].items() if node}
+    identity = {"towers": towers, "transform": cfg["dataset"].get("transform")}
+    return FeatureCache(
+        model,
+        dataset,
+        tokenizer,
+        CacheSettings(Path(cfg["cache_dir"]) / "features", cfg["cache_batch_size"], identity, worker_settings(cfg, False)),
+    )
 
 
 def build_evaluator(cfg: Config, trust: Sequence[str] = ()) -> Any:

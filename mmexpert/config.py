@@ -75,6 +75,7 @@ NOT_HASHED = [
     "cv.lock",
     "expect_processes",
     "data_check",
+    "cache_dir",
     "trainer.device",
     "trainer.num_workers",
     "trainer.prefetch_factor",
@@ -90,15 +91,12 @@ NOT_HASHED = [
 ]
 """Keys that can not change a number: neither the config hash nor the run folder's name holds them."""
 
-
 CHOICES = {
     "resume": ("auto", "must", "never"),
     "data_check": ("quick", "deep", "off"),
     "trainer.device": ("auto", "cpu", "cuda"),
     "trainer.nonfinite": ("stop", "skip"),
 }
-
-
 _AT_LEAST_ONE = ("epochs", "max_steps", "batch_size", "eval_batch_size", "accumulation", "keep_last", "log_every", "save_every_steps")
 
 
@@ -123,9 +121,9 @@ def check(cfg: DictConfig) -> dict[str, Any]:
             raise ConfigError(f"{key}={value}: choose one of {', '.join(allowed)}")
     if plain["seed"] < 0:
         raise ConfigError(f"seed={plain['seed']}: a seed is 0 or above")
-    for key in _AT_LEAST_ONE:
-        if (value := plain["trainer"][key]) is not None and value < 1:
-            raise ConfigError(f"trainer.{key}={value}: 1 or more")
+    for key in (*(f"trainer.{key}" for key in _AT_LEAST_ONE), "cache_batch_size"):
+        if (value := OmegaConf.select(cfg, key)) is not None and value < 1:
+            raise ConfigError(f"{key}={value}: 1 or more")
     return plain
 
 
@@ -231,9 +229,10 @@ def _check_arguments(path: str, node: dict[str, Any], given: set[str]) -> None:
     accepted = inspect.signature(locate(node["_target_"])).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
         return
-    keys = {key for key in node if not key.startswith("_")}
-    for key in sorted(keys - set(accepted)):
+    for key in sorted((keys := {key for key in node if not key.startswith("_")}) - set(accepted)):
         raise ConfigError(f"{path}.{key}: {node['_target_']} takes no such key{suggest(key, sorted(set(accepted) - given))}")
+    if alien := sorted(given - set(accepted)):
+        raise ConfigError(f"{path}: {node['_target_']} takes no {alien[0]}: choose another {path.split('.')[0]}=, or {alien[0]}=null")
     needed = {name for name, p in accepted.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL}
     for key in sorted(needed - keys - given):
         raise ConfigError(f"{path}: {node['_target_']} needs the key {key!r}")

@@ -3,6 +3,9 @@
 run: a run folder or one of its folds. split: train, valid or test of the run's own folds. checkpoint: best, last, or a folder's name
 below checkpoints/. Other overrides change the stored configuration: `evaluator.k=[1,5]` a value, `evaluator=retrieval` a node.
 Writes RUN/evaluate/SPLIT/.
+
+`python -m mmexpert.evaluate features=FILE.npz evaluator.protocol=fashioniq|cirr [evaluator.combine=sum|normalised_sum|text|image] [name=]`:
+scores features that another program has made (composed retrieval). Writes outputs/evaluate/NAME/metrics.json.
 """
 
 import json
@@ -18,7 +21,7 @@ from mmexpert.command_line import composed, groups, launch, trust_list
 from mmexpert.config import suggest
 from mmexpert.types import ConfigError, RunFolderError
 
-OWN_KEYS = {"run": None, "split": "test", "checkpoint": "best"}
+OWN_KEYS = {"run": None, "features": None, "split": "test", "checkpoint": "best"}
 
 
 def application() -> None:
@@ -28,6 +31,13 @@ def application() -> None:
         sys.stdout.write(__doc__)
         return
     own, overrides = split_arguments(sys.argv[1:])
+    if own["features"] is not None:
+        if own["run"] is not None:
+            raise ConfigError("run= and features= are two things to score: give one of them")
+        from mmexpert.feature_scores import evaluate_features
+
+        evaluate_features(Path(own["features"]), overrides, tuple(trust_list))
+        return
     if own["run"] is None:
         raise ConfigError("run=RUN is needed: a run folder such as outputs/radar/default")
     folder = Path(own["run"])

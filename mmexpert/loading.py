@@ -1,11 +1,11 @@
 """`mmexpert.load(run)`: a trained model as an object: encode, similarity, classify. No data set, no Hydra run, no network."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -13,27 +13,31 @@ from torch.nn import functional as F
 
 from mmexpert import build
 from mmexpert.config import instantiate
-from mmexpert.data.collate import Collate, to_device
-from mmexpert.data.views import Lengths, ViewTransform, check_lengths, check_view, view_names
+from mmexpert.data.collate import to_device
 from mmexpert.encoders.tokenizer import TextTokenizer
 from mmexpert.engine.step_folder import load_weights
-from mmexpert.models.heads import ClassPrompts, class_features
-from mmexpert.types import ClassTable, RunFolderError
+from mmexpert.loaded_inputs import Clip, clip_batches, picture_batches, text_batches
+from mmexpert.models.heads import class_features
+from mmexpert.types import ClassTable, ConfigError, RunFolderError
 
-Clip = dict[str, np.ndarray]
+_TEMPERATURE = 0.07  # of cosines that no head has scaled: the losses' first one
 
 
 class LoadedModel:
-    """A model in evaluation mode, fp32; results lie on the CPU and do not depend on the batch size.
+    """A model in evaluation mode, fp32 (towers in bf16 where asked for); results lie on the CPU and do not depend on the batch size.
 
-    dim: width D. roles: (query, target). config: what the model was built from. fingerprint: SHA-256 of its weights.
+    dim: width D. roles: (query, target). config: what the model was built from. fingerprint: SHA-256 of its weights. class_names: in
+    the order of classify's columns, empty without classes.
     """
 
-    def __init__(self, folder: Path, device: str, trust: Sequence[str]) -> None:
+    def __init__(self, folder: Path, device: str, trust: Sequence[str], precision: str) -> None:
+        if precision not in ("fp32", "bf16"):
+            raise ConfigError(f"precision={precision}: choose fp32 or bf16")
         self.config: dict[str, Any] = _read(folder / "config.json")
         text = folder / "tokenizer"
         self.tokenizer = TextTokenizer.load(text) if text.is_dir() else None
         self.classes = _classes(folder / "classes.json")
+        self.class_names = self.classes.names if self.classes else ()
         self.device = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
         self.model = build.build_model(_local(self.config, folder), self.classes, self.tokenizer, trust).to(self.device).eval()
         weights = load_file(folder / "model.safetensors")
@@ -47,69 +51,128 @@ class LoadedModel:
             load_weights(
                 self.similarity_head, {n.removeprefix("similarity."): v for n, v in weights.items() if n.startswith("similarity.")}
             )
+        nodes = self.config.get("preparation", {})
+        self.preparation = {role: instantiate(node, "dataset", trust) for role, node in nodes.items()}
+        self.precision = precision
         self.roles = tuple(self.config["roles"])
-        self.dim = self.config["model"]["projection_dim"]
+        self.dim = next(iter(self.model.encoders.values())).dim
         self.fingerprint = self.config["fingerprint"]
 
     def encode(self, role: str, inputs: Any, batch_size: int = 64, normalize: bool = True) -> Tensor:
-        """Features fp32 [N, D]. radar: a clip {view: [F, T]} of stored amplitudes, or a list of them; text: a sentence or a list."""
-        if role == "text":
-            return self.encode_text(inputs, batch_size, normalize)
-        if role == "radar":
-            return self.encode_radar(inputs, batch_size, normalize)
-        raise TypeError(f"role {role!r}: this model encodes {', '.join(self.roles)}")
+        """Features fp32 [N, D] of one input or several of a role: image, text or radar, as the method of that name takes them."""
+        readers = {"image": self.encode_image, "text": self.encode_text, "radar": self.encode_radar}
+        if role not in self.model.encoders or role not in readers:
+            raise TypeError(f"role {role!r}: this model encodes {', '.join(self.model.encoders)}")
+        return readers[role](inputs, batch_size, normalize)
+
+    def encode_image(self, x: Any, batch_size: int = 64, normalize: bool = True) -> Tensor:
+        """Features of a path, PIL image, uint8 array [H, W, 3], list of these, or float tensor [B, C, side, side] already prepared.
+
+        Decoding, size and constants are the training's, stored with the model. flip=canonical is the caller's: mirror films of side L.
+        """
+        tower = self._tower("image")
+        batches = picture_batches(x, self.preparation.get("image"), (tower.in_chans, tower.side), batch_size)
+        return self._encode("image", batches, normalize)
 
     def encode_text(self, texts: str | Sequence[str], batch_size: int = 64, normalize: bool = True) -> Tensor:
         """Features of one sentence or several."""
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        if self.tokenizer is None or any(not isinstance(text, str) for text in texts):
-            raise TypeError("text: a sentence or a list of sentences, for a model with a text tower")
-        return self._encode("text", [self.tokenizer(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)], normalize)
+        self._tower("text")
+        return self._encode("text", text_batches(texts, self.tokenizer, batch_size), normalize)
 
     def encode_radar(self, clips: Clip | Sequence[Clip], batch_size: int = 64, normalize: bool = True) -> Tensor:
         """Features of clips {range_time [256, T], doppler_time [128, T], azimuth_time [128, T]}, prepared as in the model's evaluation."""
-        clips = [clips] if isinstance(clips, dict) else list(clips)
-        node = self.config["dataset"]
-        transform = ViewTransform(node["normalize"], Lengths(node["max_length"], node["unit_length"], node["min_length"]), None)
-        collate = Collate(None, node["unit_length"], "batch", node["max_length"])
-        samples = [{"radar": transform(self._checked(clip, number), None)[0]} for number, clip in enumerate(clips)]
-        batches = [collate(samples[i : i + batch_size])["radar"] for i in range(0, len(samples), batch_size)]
-        return self._encode("radar", batches, normalize)
+        self._tower("radar")
+        return self._encode("radar", clip_batches(clips, self.config["dataset"], batch_size), normalize)
+
+    def compose(self, reference: Any, text: str | Sequence[str], batch_size: int = 64) -> Tensor:
+        """Query features, unit rows fp32 [N, D], of reference pictures (one or a list, as encode_image takes them) and as many texts.
+
+        Raises TypeError where the model does not compose, or pictures and texts differ in number.
+        """
+        if not hasattr(self.model, "compose"):
+            raise TypeError(f"this model does not compose; it encodes {', '.join(self.model.encoders)}: train one with model=composed")
+        texts = [text] if isinstance(text, str) else list(text)
+        pictures = self.encode_image(reference, batch_size, normalize=False)
+        if len(texts) != len(pictures):
+            raise TypeError(f"{len(pictures)} reference pictures and {len(texts)} texts: give as many of each")
+        with self._running():
+            parts = [
+                self.model.compose(rows.to(self.device), to_device(tokens, self.device)).float().cpu()
+                for rows, tokens in zip(pictures.split(batch_size), text_batches(texts, self.tokenizer, batch_size), strict=False)
+            ]  # no picture is one empty block, no text is none
+        return torch.cat(parts) if parts else pictures
 
     def similarity(self, a: Tensor, b: Tensor) -> Tensor:
         """Cosine [Na, Nb] of two sets of features."""
         return F.normalize(a.float(), dim=1) @ F.normalize(b.float(), dim=1).T
 
-    def classify(self, inputs: Any, class_texts: dict[str, Sequence[str]] | None = None) -> Tensor:
-        """Probabilities [N, K] of the query inputs over the stored classes, or over others by their texts (zero-shot)."""
-        features = self.encode(self.roles[0], inputs)
-        table = self.classes
+    def classify(self, inputs: Any, class_texts: dict[str, Sequence[str]] | None = None, batch_size: int = 64) -> Tensor:
+        """Probabilities fp32 [N, K] of the query inputs; columns are class_names, or the keys of class_texts (zero-shot).
+
+        As the run's predictions.csv: by the model's own head, else by cosines with the class texts. Raises TypeError for a model without
+        classes, and for class_texts beside a linear head, which knows its own classes alone.
+        """
+        head, by_class = getattr(self.model, "head", None), self._class_texts(class_texts)
+        if class_texts is not None and not _reads_texts(head):
+            raise TypeError("class_texts: this model has a linear head, which knows its own classes alone; train with model/head=text")
+        features = self.encode(self.roles[0], inputs, batch_size, normalize=False).to(self.device)
+        texts = self._class_features(by_class) if _reads_texts(head) else None
         if class_texts is not None:
-            table = ClassTable(tuple(class_texts), tuple(tuple([t] if isinstance(t, str) else t) for t in class_texts.values()), ())
-        if table is None:
-            raise TypeError("this model has no classes: give class_texts={name: [sentence, ...]}")
-        prompts = ClassPrompts.of(table, self.tokenizer)
-        texts = class_features(self.encode_text([t for ts in table.texts for t in ts]), prompts.owner, len(table.names))
-        scale = float(getattr(self.model.head, "logit_scale", torch.tensor(1 / 0.07).log()).exp())
-        return torch.softmax(scale * features @ texts.T, 1)
-
-    def _checked(self, clip: Clip, number: int) -> Clip:
-        names = view_names(self.config["dataset"]["views"])
-        if not isinstance(clip, dict) or any(name not in names for name in clip) or not clip:
-            raise TypeError(f"clip {number}: a dict of some of {', '.join(names)} to arrays [F, T]")
-        views = {name: check_view(np.asarray(clip[name]), name, f"clip {number}") for name in names if name in clip}
-        check_lengths(views, f"clip {number}")
-        return views
-
-    def _encode(self, role: str, batches: list[dict[str, Tensor]], normalize: bool) -> Tensor:
+            head = getattr(head, "text", head)  # of a head that has a linear part too
         with torch.inference_mode():
+            logits = F.normalize(features, dim=1) @ texts.T / _TEMPERATURE if head is None else head(features, texts)
+        return torch.softmax(logits.double(), 1).float().cpu()
+
+    def _class_texts(self, class_texts: dict[str, Sequence[str]] | None) -> dict[str, tuple[str, ...]]:
+        """Sentences by class: those given, else the stored ones."""
+        if class_texts is None and self.classes is None:
+            raise TypeError("this model has no classes: give class_texts={name: [sentence, ...]}")
+        if class_texts is None:
+            return dict(zip(self.class_names, self.classes.texts, strict=True))
+        texts = {name: (text,) if isinstance(text, str) else tuple(text) for name, text in class_texts.items()}
+        if not texts or not all(texts.values()):
+            raise TypeError("class_texts: give one or more classes, each with one or more sentences")
+        return texts
+
+    def _class_features(self, by_class: dict[str, tuple[str, ...]]) -> Tensor:
+        """Unit rows [K, D]: the mean of each class's sentences."""
+        owner = torch.tensor([k for k, sentences in enumerate(by_class.values()) for _ in sentences])
+        found = self.encode_text([sentence for sentences in by_class.values() for sentence in sentences])
+        return class_features(found, owner, len(by_class)).to(self.device)
+
+    def _tower(self, role: str) -> Any:
+        if role not in self.model.encoders:
+            raise TypeError(f"role {role!r}: this model encodes {', '.join(self.model.encoders)}")
+        return self.model.encoders[role]
+
+    def _encode(self, role: str, batches: Iterable[Any], normalize: bool) -> Tensor:
+        with self._running():
             parts = [self.model.encode(role, to_device(batch, self.device)).features.float().cpu() for batch in batches]
         features = torch.cat(parts) if parts else torch.zeros(0, self.dim)
         return F.normalize(features, dim=1) if normalize else features
 
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """No gradients, in the model's precision."""
+        kind = self.device.type
+        with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16"), _full_precision(kind):
+            yield
 
-def load(path: str | Path, device: str = "auto", trust: Sequence[str] = ()) -> LoadedModel:
+
+def _reads_texts(head: Any) -> bool:
+    return head is None or head.needs_class_texts
+
+
+def _full_precision(kind: str) -> AbstractContextManager:
+    """Convolutions in fp32 proper: TF32, a GPU's default, makes features depend on the batch size."""
+    if kind != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+
+
+def load(path: str | Path, device: str = "auto", trust: Sequence[str] = (), precision: str = "fp32") -> LoadedModel:
     """Opens a run folder, one of its folds, or a model/ folder. device: auto | cpu | cuda. trust: packages of your own parts.
+    precision: fp32 | bf16.
 
     Raises RunFolderError where there is no model, ConfigError where its config names a foreign class.
     """
@@ -121,7 +184,7 @@ def load(path: str | Path, device: str = "auto", trust: Sequence[str] = ()) -> L
         folds = sorted(fold.name for fold in path.glob("fold_*") if (fold / "model").is_dir())
         of_fold = f"; this run has folds, load one: {path / folds[0]}" if folds else ""
         raise RunFolderError(f"{path}: no model/ with model.safetensors and config.json; a run writes it at its end{of_fold}")
-    return LoadedModel(folder, device, trust)
+    return LoadedModel(folder, device, trust, precision)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -144,6 +207,13 @@ def _local(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     for role, node in encoders.items():
         if node and (folder / f"backbone_{role}").is_dir():
             encoders[role] = node | {"name": str(folder / f"backbone_{role}")}
-        elif node and "weights" in node:
-            encoders[role] = node | {"weights": None}  # its own are loaded below
-    return config | {"encoder": encoders}
+        if node and "weights" in node:
+            encoders[role] = encoders[role] | {"weights": None}  # its own are loaded below
+    nulled = {"model": ("towers",), "combiner": ("weights",)}
+    parts = {name: _without_sources(config[name], keys) for name, keys in nulled.items() if config.get(name)}
+    return config | {"encoder": encoders} | parts
+
+
+def _without_sources(node: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """The node with what names other files taken out: all weights lie in the model folder."""
+    return node | {key: None for key in keys if key in node}

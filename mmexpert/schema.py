@@ -67,6 +67,10 @@ class RunKeys:
     trainer: TrainerKeys = MISSING
     encoder: Any = MISSING
     model: Any = MISSING
+    combiner: Any = MISSING
+    cache: bool = MISSING
+    cache_batch_size: int = MISSING
+    cache_dir: str = MISSING
     similarity: Any = MISSING
     loss: Any = MISSING
     dataset: Any = MISSING

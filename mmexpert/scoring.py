@@ -65,14 +65,20 @@ def score_fold(
     settings = LaunchSettings(trainer["device"], trainer["mixed_precision"], 1, trainer["deterministic"], trainer["group_timeout_s"], None)
     accelerator = launch(settings, None, folder)
     texts = dataset.training_texts(parts["train"])
-    tokenizer = build.build_tokenizer(cfg, texts)
+    tokenizer = build.build_tokenizer(cfg, dataset.vocabulary_texts(parts["train"]))
     classes = build.training_classes(dataset, parts["train"])
     model = build.build_model(cfg, classes, tokenizer, trust)
     objective = build.build_objective(cfg, model, tokenizer.corpus(texts) if tokenizer else None, trust)
+    objective.to(accelerator.device)
+    cache = build.build_cache(cfg, model, dataset, tokenizer)  # as the run had it: its checkpoints lack the towers that were tables
+    if cache:
+        dataset, tokenizer = cache.dataset, cache.tokenizer
     missing, unexpected = load_weights(objective, read_weights(weights.resolve()))
+    if cfg.get("combiner") and not any(True for _ in model.combiner.parameters()):  # combiner=sum over a run with another
+        unexpected = [name for name in unexpected if not name.startswith("model.combiner.")]
     if missing or unexpected:
         raise RunFolderError(f"{weights} does not fit the configuration: missing {missing[:5]}, unexpected {unexpected[:5]}")
-    objective.to(accelerator.device).eval()
+    objective.eval()
     dataset.fit(parts["train"])
     place = build.Placement(accelerator.device, accelerator.process_index, accelerator.num_processes)
     loaders = build.build_loaders(cfg, dataset, parts, tokenizer, cfg["seed"], place)

@@ -160,7 +160,7 @@ def _train(
     seed = fold_seed(cfg["seed"], fold, session.cv.same_init)
     seed_all(seed)
     texts = dataset.training_texts(parts["train"])
-    tokenizer = build.build_tokenizer(cfg, texts)
+    tokenizer = build.build_tokenizer(cfg, dataset.vocabulary_texts(parts["train"]))
     classes = build.training_classes(dataset, parts["train"])
     model = build.build_model(cfg, classes, tokenizer, session.trust)
     objective = build.build_objective(cfg, model, tokenizer.corpus(texts) if tokenizer else None, session.trust)
@@ -169,11 +169,14 @@ def _train(
     seed_rank(seed, ranks.rank)
     dataset.fit(parts["train"])
     place = build.Placement(accelerator.device, ranks.rank, ranks.processes)
-    loaders = build.build_loaders(cfg, dataset, parts, tokenizer, seed, place)
     objective.to(accelerator.device)
+    cache = build.build_cache(cfg, model, dataset, tokenizer)  # frozen towers become tables
+    served, tokens = (cache.dataset, cache.tokenizer) if cache else (dataset, tokenizer)
+    loaders = build.build_loaders(cfg, served, parts, tokens, seed, place)
     optimizer, schedule = build.build_optimizer(cfg, objective, loaders.steps_per_epoch)
     evaluator = build.build_evaluator(cfg, session.trust)
     run, settings = open_run(session, folder, prefix, accelerator, loaders, objective, optimizer)
+    run.checkpoints.extra["preparation"] = build.stored_preparation(cfg, dataset)
     if ranks.rank == 0 and not prefix or fold.number == 1 and ranks.rank == 0:
         start_line(session, ranks, accelerator, objective, parts, tokenizer, texts)
     try:
@@ -186,6 +189,8 @@ def _train(
             load_best(objective, run.checkpoints, session.cv.selection == "last")
             wanted = [*cfg["final_parts"], *([] if parts["test"] else ["valid"])]
             scored = score_parts(objective, loaders, evaluator, accelerator, list(dict.fromkeys(wanted)))
+        if cache:
+            cache.put_back()  # the saved model has its towers
         finished = on_first_rank(
             ranks,
             lambda: _write(session, folder, objective, tokenizer, classes, progress, scored, status.seconds + time.monotonic() - started),
@@ -203,7 +208,8 @@ def _write(
     session: Session, folder: Path, objective: Any, tokenizer: Any, classes: Any, progress: Progress, scored: dict[str, Any], seconds: float
 ) -> Finished:
     finished = write_results(folder, session.cfg, progress, scored, "epochs" if progress.patience_left else "early", seconds)
-    save_model(folder / "model", objective, session.cfg, tokenizer, classes, finished.metrics)
+    preparation = build.stored_preparation(session.cfg, session.dataset)
+    save_model(folder / "model", objective, session.cfg, tokenizer, classes, finished.metrics, preparation)
     if folder != session.folder:
         write_report(folder)
     return finished

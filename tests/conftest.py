@@ -1,7 +1,10 @@
 """Shared by all tests: no network, few threads, where the real data lies."""
 
+import json
 import os
 import socket
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))  # composed_vector, for the tests of several folders
 SHARED_DATA = (ROOT / "../shared/data").resolve()
 
 
@@ -69,4 +73,47 @@ def tiny_run(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("outputs") / "radar" / "tiny"
     plain = check(composed(*tiny, "trainer.epochs=2"))
     train_run(plain, folder, tiny, ())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def save_clip_tokenizer() -> Callable[[Path], int]:
+    """Writes CLIP's tokenizer over characters (the real class, a vocabulary without merges) into a folder; returns its size."""
+
+    def save(folder: Path) -> int:
+        from transformers import CLIPTokenizer
+
+        letters = "abcdefghijklmnopqrstuvwxyz"
+        pieces = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+        (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
+        (folder / "merges.txt").write_text("#version: 0.2\n")
+        tokenizer = CLIPTokenizer.from_pretrained(str(folder))
+        tokenizer.model_max_length = 20
+        tokenizer.save_pretrained(folder)
+        return len(pieces)
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def clip_folder(save_clip_tokenizer: Callable[[Path], int], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP of 2 layers as transformers writes it: configuration, weights, tokenizer, processor."""
+    import torch
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    folder = tmp_path_factory.mktemp("models") / "clip"
+    folder.mkdir()
+    size = save_clip_tokenizer(folder)
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = CLIPConfig(
+        text_config=small | {"vocab_size": size, "max_position_embeddings": 20, "eos_token_id": size - 1, "bos_token_id": size - 2},
+        vision_config=small | {"image_size": 32, "patch_size": 8},
+        projection_dim=24,
+    )
+    torch.manual_seed(0)
+    model = CLIPModel(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)  # transformers' own start leaves all features nearly alike
+    model.save_pretrained(folder)
+    CLIPImageProcessor().save_pretrained(folder)
     return folder

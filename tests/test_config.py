@@ -74,7 +74,8 @@ def choices() -> list[str]:
 def test_every_option_of_every_group_composes_and_names_classes_that_exist(choice):
     from mmexpert.config import locate
 
-    cfg = composed(choice, *(["dataset.root=somewhere"] if choice in ("dataset=radhar", "dataset=humanml3d", "dataset=radar_text") else []))
+    rooted = ("dataset=radhar", "dataset=humanml3d", "dataset=radar_text", "dataset=image_text")
+    cfg = composed(choice, *(["dataset.root=somewhere"] if choice in rooted else []))
     plain = OmegaConf.to_container(cfg, resolve=False)
     for path, node in targets(plain, "cfg"):
         assert isinstance(locate(node["_target_"]), type), path

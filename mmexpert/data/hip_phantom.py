@@ -11,7 +11,8 @@ import numpy as np
 from mmexpert.data.augment import augment, preset
 from mmexpert.data.balance import balance_settings
 from mmexpert.data.cache import cached_folder, content_name
-from mmexpert.data.radiographs import per_image
+from mmexpert.data.preparation import film_node
+from mmexpert.data.radiographs import FilmTransform, per_image
 from mmexpert.data.records import Record, RecordDataset
 from mmexpert.data.sampling import EVALUATION, epoch_order, sample_rng
 from mmexpert.types import ClassTable, ConfigError
@@ -91,6 +92,10 @@ class HipPhantom(RecordDataset):
         """The film of a record, float32 [H, W] in 0..1."""
         film = self.films[record.source]
         return film.astype(np.float32) / np.iinfo(film.dtype).max
+
+    def preparation(self) -> dict[str, Any]:
+        """How a model trained here prepares a film: whole range to 0..1, as the drawn ones are stored."""
+        return film_node(FilmTransform(self.films.shape[1], 1, "pad", "none"), self.normalize, None)
 
     def fingerprint_lines(self) -> list[str]:
         """The cache's name says what the films are; the prompts and the records, whose labels may be shuffled, come after it."""

@@ -15,6 +15,7 @@ from mmexpert.data.class_texts import class_names, class_prompts
 from mmexpert.data.findings import DataFault, FaultList, Finding, check_groups, deep_check
 from mmexpert.data.image_groups import check_sums, grouped, settle_duplicates
 from mmexpert.data.image_index import METADATA, Columns, Row, read_index
+from mmexpert.data.preparation import film_node
 from mmexpert.data.radiographs import FilmTransform, check_header, per_image, standardized
 from mmexpert.data.records import Record, RecordDataset
 from mmexpert.data.sampling import EVALUATION, epoch_order, sample_rng
@@ -83,7 +84,7 @@ class ImageFolder(RecordDataset):
         self.first_prompt = np.cumsum([0, *(len(texts) for texts in prompts)])
         mirrors_text = self.flip == "swap" and any(tells_side(text) for texts in prompts for text in texts)
         self.has_text_index = "text" not in index.columns and not mirrors_text  # the table's row would tell the other side
-        self.statistics: tuple[np.ndarray, np.ndarray] | None = None  # mean and sd by channel, from fit()
+        self.statistics = self.constants if self.normalize == "encoder" else None  # mean and sd by channel; else from fit()
         self._films: dict[str, np.ndarray] = {}
         self._flat: set[str] = set()
 
@@ -124,11 +125,13 @@ class ImageFolder(RecordDataset):
             return per_image(picture)
         if self.normalize == "none":
             return picture
-        if self.normalize == "encoder":
-            return standardized(picture, *self.constants)
         if self.statistics is None:
             raise ConfigError("dataset.normalize=dataset: fit(training indices) comes before the first sample")
         return standardized(picture, *self.statistics)
+
+    def preparation(self) -> dict[str, Any]:
+        """How a model trained here prepares a film: as evaluation does, but for flip=canonical, which needs the film's side."""
+        return film_node(self.transform, self.normalize, self.statistics)
 
     def fit(self, train: Sequence[int]) -> None:
         """Mean and sd by channel over at most 2,000 films of a fold's training part, drawn by seed; nothing under another normalize."""

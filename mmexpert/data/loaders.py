@@ -60,6 +60,8 @@ class Loaders:
         self._train = Stream(self._source, workers, seed, persistent=True)
         self._open = {self._train}
         weakref.finalize(self, _close, self._open)  # at exit too: workers ignore TERM, and multiprocessing would wait for them for ever
+        if sum(sizes) < plan.batch_size and plan.rank == 0:
+            log.warning("trainer.batch_size=%d is cut to the %d training samples", plan.batch_size, sum(sizes))
         if (left := len(parts["train"]) - sum(sizes)) and plan.rank == 0:
             log.info("%d of %d training samples are left out of each epoch, other ones each time", left, len(parts["train"]))
 
@@ -94,8 +96,16 @@ class Loaders:
         """This rank's evaluation batches of a part: deterministic samples, in hash order of their ids, padded by repeats."""
         rows = self.parts[name]
         order = [rows[i] for i in hash_order([self.dataset.records[i].id for i in rows])]
+        yield from self._evaluation(self._source, order)
+
+    def gallery(self, name: str) -> Iterator[Batch]:
+        """This rank's batches of the pictures that a part's queries are ranked against, of a data set that has pictures(part)."""
+        pictures = self.dataset.pictures(name)
+        yield from self._evaluation(BatchSource(pictures, self._source.collate), list(range(len(pictures))))
+
+    def _evaluation(self, source: BatchSource, order: list[int]) -> Iterator[Batch]:
         draws = evaluation_draws(order, self.plan.eval_batch_size, self.plan.processes, self.plan.rank)
-        stream = Stream(self._source, self.workers, self.seed, persistent=False)
+        stream = Stream(source, self.workers, self.seed, persistent=False)
         self._open.add(stream)
         try:
             for batch in stream.batches(draws):

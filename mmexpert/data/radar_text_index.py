@@ -43,8 +43,11 @@ class Entry:
         return DataFault(f"{self.where} ({self.id}): {text}", code, str(self.file), self.id)
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises DataFault: missing, not UTF-8, syntax with its line, NaN, a key twice."""
+def read_json(path: Path, repeated: list[str] | None = None) -> Any:
+    """The content of a JSON file. Raises DataFault: missing, not UTF-8, syntax with its line, NaN, a key twice.
+
+    repeated: a list that is given takes the keys that are there twice, of which the first is kept.
+    """
 
     def fault(code: str, text: str) -> DataFault:
         return DataFault(f"{path}{text}", code, str(path))
@@ -54,6 +57,10 @@ def read_json(path: Path) -> Any:
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
+        if len(set(names)) < len(names) and repeated is not None:
+            seen: set[str] = set()
+            repeated.extend(name for name in names if name in seen or seen.add(name))
+            return dict(reversed(pairs))
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise fault("duplicate_id", f": the key {twice!r} is there twice, and JSON would keep the last only; give each its own")

@@ -5,29 +5,24 @@ Letters: C channels (1 or 3), H rows, W columns. 8-bit files become 0..1; deeper
 """
 
 import hashlib
-import struct
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from mmexpert.data.dicom import dicom_header, read_dicom
 from mmexpert.data.findings import DataFault
+from mmexpert.data.image_files import check_ending, check_pixels, image_fault, loaded, opened
 from mmexpert.types import ConfigError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm")
 RESIZES = ("pad", "stretch", "crop")
 _WINDOWS = ("auto", "none", "percentile", "dicom")
-_MOST_PIXELS = 89_478_485  # Pillow's own limit, beyond which it only warns
 _PERCENTILES = (1.0, 99.5)
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _SPREAD = 1e-6  # least standard deviation: a constant picture becomes zeros
-_ENDS = {"PNG": (b"IEND\xaeB`\x82", 8), "JPEG": (b"\xff\xd9", 2)}  # last bytes of a whole file, and how many they are
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, Image.DecompressionBombError)
-"""What Pillow raises on damaged files (SyntaxError: a PNG chunk)."""
 
 
 @dataclass(frozen=True)
@@ -72,43 +67,38 @@ class FilmTransform:
 
     def __call__(self, path: Path, record: str) -> tuple[np.ndarray, bool]:
         """(float32 [C, side, side] in 0..1, is the film of one value only?). Raises DataFault naming file and record."""
-        film = decode(path, record)
-        pixels = windowed(film, self.window, f"{path} (record {record})")
+        return self.film(decode(path, record), f"{path} (record {record})")
+
+    def film(self, film: Film, where: str) -> tuple[np.ndarray, bool]:
+        """The same of a decoded film; where: for messages."""
+        pixels = windowed(film, self.window, where)
         flat = bool(film.pixels.min() == film.pixels.max())
         return np.clip(resized(with_channels(pixels, self.channels), self.side, self.resize), 0, 1), flat
 
 
 def check_header(path: Path, record: str) -> None:
-    """Raises DataFault where a file is missing, empty, no image, too large or cut short, without decoding a PNG or JPEG that ends well.
-
-    Damage in the middle is found by decode() only.
-    """
+    """Raises DataFault where a film's header or ending is wrong; damage in the middle is found by decode() only."""
     if path.suffix.lower() == ".dcm":
-        _check_pixels(dicom_header(path, record), path, record)
-        return
-    image = _opened(path, record)
-    ending, length = _ENDS.get(image.format, (b"", 0))
-    with open(path, "rb") as stream:
-        stream.seek(0, 2)
-        stream.seek(max(0, stream.tell() - length))
-        whole = bool(length) and stream.read() == ending
-    if whole:
-        image.close()
-    else:  # no ending to know it by, or bytes after it
-        _loaded(image, path, record)
+        check_pixels(dicom_header(path, record), path, record)
+    else:
+        check_ending(path, record)
 
 
 def decode(path: Path, record: str) -> Film:
     """The film of a file, C = 1 or 3: EXIF rotation applied, palette expanded, alpha composed on black. Raises DataFault."""
     if path.suffix.lower() == ".dcm":
-        _check_pixels(dicom_header(path, record), path, record)
+        check_pixels(dicom_header(path, record), path, record)
         pixels, window = read_dicom(path, record)
         return Film(pixels[None], True, None, window)
-    image = _loaded(_opened(path, record), path, record)
+    return film_of(loaded(opened(path, record), path, record, True), path, record)
+
+
+def film_of(image: Image.Image, path: Path, record: str) -> Film:
+    """The film of an upright image. Raises DataFault."""
     if image.mode[0] in "IF":  # never through convert("L"), which clips them at 255
         pixels = np.asarray(image).astype(np.float32)
         if not np.isfinite(pixels).all():
-            raise _fault(path, record, "non_finite", "holds NaN or infinity; mend or remove it")
+            raise image_fault(path, record, "non_finite", "holds NaN or infinity; mend or remove it")
         return Film(pixels[None], True, _full_scale(pixels, image.mode))
     if image.has_transparency_data:
         coloured = np.asarray(image.convert("RGBA"), np.float32) / 255
@@ -125,8 +115,8 @@ def pixel_digest(path: Path, record: str) -> str:
     """SHA-256 of the stored pixels, row by row, as the file's own type; empty for DICOM. Raises DataFault."""
     if path.suffix.lower() == ".dcm":
         return ""
-    with _opened(path, record) as image:
-        return hashlib.sha256(np.asarray(_loaded(image, path, record)).tobytes()).hexdigest()
+    with opened(path, record) as image:
+        return hashlib.sha256(np.asarray(loaded(image, path, record, True)).tobytes()).hexdigest()
 
 
 def windowed(film: Film, window: Any, where: str) -> np.ndarray:
@@ -192,51 +182,7 @@ def per_image(pixels: np.ndarray) -> np.ndarray:
     return (pixels - pixels.mean(dtype=np.float64).astype(np.float32)) / max(np.float32(pixels.std(dtype=np.float64)), np.float32(_SPREAD))
 
 
-def _opened(path: Path, record: str) -> Image.Image:
-    """The image with its header read."""
-    if not path.is_file():
-        raise _fault(path, record, "missing_file", "there is no such file")
-    if not path.stat().st_size:
-        raise _fault(path, record, "empty_file", "the file is empty; copy it again")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # said below, as an error
-            image = Image.open(path)
-        frames = getattr(image, "n_frames", 1)
-    except Image.DecompressionBombError as error:
-        raise _fault(path, record, "too_many_pixels", f"{error}; store it smaller") from error
-    except UnidentifiedImageError as error:
-        raise _fault(path, record, "not_an_image", "no image that Pillow knows; replace or remove it") from error
-    except _BROKEN as error:
-        raise _fault(path, record, "undecodable", f"{error}; copy it again") from error
-    _check_pixels((image.height, image.width), path, record)
-    if frames > 1 and image.format != "MPO":  # MPO: a camera's JPEG that carries its own preview
-        raise _fault(path, record, "wrong_shape", f"{frames} frames, expected one; store each film by itself")
-    return image
-
-
-def _loaded(image: Image.Image, path: Path, record: str) -> Image.Image:
-    """The image with its pixels, upright."""
-    try:
-        with image:
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except _BROKEN as error:
-        cut = any(word in str(error) for word in ("truncated", "unexpected end", "not enough image data"))
-        raise _fault(path, record, "truncated" if cut else "undecodable", f"{error}; copy it again") from error
-
-
-def _check_pixels(shape: tuple[int, int], path: Path, record: str) -> None:
-    if shape[0] * shape[1] > _MOST_PIXELS:
-        found = f"{shape[0]} x {shape[1]} pixels, at most {_MOST_PIXELS} are read"
-        raise _fault(path, record, "too_many_pixels", f"{found}; store it smaller")
-
-
 def _full_scale(pixels: np.ndarray, mode: str) -> float | None:
     """What white is stored as: 65535 for integers that fit 16 bits, 1 for floats in 0..1."""
     limit = 1.0 if mode == "F" else 65535.0
     return limit if pixels.min() >= 0 and pixels.max() <= limit else None
-
-
-def _fault(path: Path, record: str, code: str, message: str) -> DataFault:
-    return DataFault(f"{path} (record {record}): {message}", code, str(path), record)

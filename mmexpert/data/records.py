@@ -90,15 +90,26 @@ class RecordDataset(Dataset):
     def fit(self, train: Sequence[int]) -> None:
         """Learns what a data set measures on its own records (image mean and sd): from a fold's training part, before its loaders."""
 
+    def preparation(self) -> dict[str, Any] | None:
+        """What a model trained here asks of a picture, as a plain node (`_target_` and values) that is stored with it; after fit().
+
+        None: there are no pictures, or dataset.transform says it all.
+        """
+        return None
+
     def require_groups(self) -> None:
         """Raises ConfigError where nobody has said which records belong together; called under a grouped cv."""
 
     def training_texts(self, indices: Sequence[int]) -> list[str]:
-        """Captions from which a vocabulary may be built: those of the given records, and the class texts."""
+        """Captions that training may see: those of the given records, and the class texts."""
         texts = [caption for i in indices for caption in self.records[i].captions]
         if self.classes is not None:
             texts += [text for texts_of_class in self.classes.texts for text in texts_of_class]
         return texts
+
+    def vocabulary_texts(self, indices: Sequence[int]) -> list[str]:
+        """Texts from which a vocabulary is built: the training texts, but where a data set has a fixed list of words."""
+        return self.training_texts(indices)
 
     def fingerprint(self) -> str:
         """SHA-256 over the sorted records: id, split, label, group, texts and bytes; no modification times."""
@@ -165,7 +176,7 @@ def positive_keys(records: Sequence[Record], by: str) -> np.ndarray:
 
 
 def caption_components(records: Sequence[Record]) -> list[str]:
-    """Name of each record's component under "shares a normalised caption with" (union-find)."""
+    """Name of each record's component under "is of the same item or shares a normalised caption with" (union-find)."""
     parent = list(range(len(records)))
 
     def root(i: int) -> int:
@@ -174,10 +185,10 @@ def caption_components(records: Sequence[Record]) -> list[str]:
             i = parent[i]
         return i
 
-    first_with: dict[str, int] = {}
+    first_with: dict[tuple[str, str], int] = {}
     for i, record in enumerate(records):
-        for caption in record.captions:
-            other = first_with.setdefault(normalize_caption(caption), i)
+        for tie in [("item", record.item or record.id), *(("caption", normalize_caption(caption)) for caption in record.captions)]:
+            other = first_with.setdefault(tie, i)
             parent[root(i)] = root(other)
     lowest: dict[int, int] = {}
     for i in range(len(records)):

@@ -9,10 +9,18 @@ from mmexpert.types import ConfigError
 
 
 class Encoder(nn.Module):
-    """A tower: inputs of one role -> Encoding of width dim. lr_scale: its learning rate as a share of optimizer.lr."""
+    """A tower: inputs of one role -> Encoding of width dim. lr_scale: its learning rate as a share of optimizer.lr.
+
+    fine_tuned: whether its backbone begins with stored weights and learns on, so that a high rate would destroy them. Raises
+    ConfigError where dim is null.
+    """
+
+    fine_tuned = False
 
     def __init__(self, dim: int, lr_scale: float) -> None:
         super().__init__()
+        if dim is None:
+            raise ConfigError("model.projection_dim=null is for towers with a width of their own (encoder/image=clip, encoder/text=clip)")
         self.dim, self.lr_scale = dim, lr_scale
 
     def frozen_modules(self) -> list[nn.Module]:

@@ -3,6 +3,7 @@
 Shapes: B pictures, C channels, S x S pixels, L grid cells or patches, D width. timm is imported when a tower is built.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mmexpert.encoders.pooling import AttentionPool
 from mmexpert.encoders.sources import find_source
 from mmexpert.types import ConfigError, Encoding, SourceError
 
+log = logging.getLogger(__name__)
 _INSTEAD = "encoder.image.weights=null, which starts from random weights"
 _WEIGHTS = (("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"),)
 
@@ -32,6 +34,11 @@ class ImageEncoder(Encoder):
             if len(numbers) not in (1, in_chans):
                 raise ConfigError(f"encoder.image.{name} holds {len(numbers)} numbers, expected 1 or in_chans={in_chans}")
         self.side, self.in_chans = side, in_chans
+        self.frozen: list[nn.Module] = []
+
+    def frozen_modules(self) -> list[nn.Module]:
+        """The backbone where it is frozen, else its BatchNorm layers where their statistics are."""
+        return self.frozen
 
     def check(self, image: Tensor) -> None:
         """Raises ConfigError naming both keys where pictures are not what the tower takes."""
@@ -42,9 +49,23 @@ class ImageEncoder(Encoder):
 
 
 class ConvImage(ImageEncoder):
-    """3 x 3 convolutions of stride 2 with BatchNorm and ReLU, then a 4 x 4 grid, flattened for the pooled vector. channels: of each."""
+    """3 x 3 convolutions of stride 2 with BatchNorm and ReLU, then a 4 x 4 grid, flattened for the pooled vector.
 
-    def __init__(self, dim: int, lr_scale: float, side: int, in_chans: int, mean: Any, std: Any, channels: list[int]) -> None:
+    channels: of each convolution. freeze_backbone, norm: as TimmImage's.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        lr_scale: float,
+        side: int,
+        in_chans: int,
+        mean: Any,
+        std: Any,
+        channels: list[int],
+        freeze_backbone: bool,
+        norm: str,
+    ) -> None:
         super().__init__(dim, lr_scale, side, in_chans, mean, std)
         layers = []
         for before, after in zip([in_chans, *channels[:-1]], channels, strict=True):
@@ -52,6 +73,7 @@ class ConvImage(ImageEncoder):
         self.stack = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4))
         self.projection = nn.Parameter(torch.empty(16, channels[-1], dim))  # of the flattened grid, by cells
         nn.init.normal_(self.projection, std=(16 * channels[-1]) ** -0.5)
+        self.frozen = frozen_parts(self.stack, freeze_backbone, norm)
 
     def forward(self, image: Tensor) -> Encoding:
         """image [B, C, S, S] -> features [B, D], sequence [B, 16, D] in raster order: each cell's share of the features."""
@@ -84,8 +106,6 @@ class TimmImage(ImageEncoder):
         super().__init__(dim, lr_scale, side, in_chans, mean, std)
         if pooling not in ("own", "mean", "cls", "attention"):
             raise ConfigError(f"encoder.image.pooling={pooling}: choose own, mean, cls or attention")
-        if norm not in ("batch", "frozen"):
-            raise ConfigError(f"encoder.image.norm={norm}: choose batch or frozen")
         self.model = timm_model(name, weights, side, in_chans)
         self.prefix = getattr(self.model, "num_prefix_tokens", 0)
         if pooling == "cls" and not self.prefix:
@@ -95,9 +115,11 @@ class TimmImage(ImageEncoder):
         width = self.model.head_hidden_size if pooling == "own" else self.model.num_features
         self.projection = nn.Linear(width, dim, bias=False)
         self.gives_tokens = width == self.model.num_features  # the same map serves both
-        self.freeze_backbone, self.norm = freeze_backbone, norm
-        if freeze_backbone:
-            self.model.requires_grad_(False)
+        self.frozen = frozen_parts(self.model, freeze_backbone, norm)
+        self.fine_tuned = weights is not None and not freeze_backbone
+        if weights is not None:
+            made_for = self.model.pretrained_cfg
+            warn_of_constants(name, made_for["mean"], made_for["std"], mean, std)
 
     def forward(self, image: Tensor) -> Encoding:
         """image [B, C, S, S] -> features [B, D], sequence [B, L, D] in raster order (None where the model pools into another width)."""
@@ -108,12 +130,6 @@ class TimmImage(ImageEncoder):
         sequence = self.projection(grid) if self.gives_tokens else None
         return Encoding(self.projection(self._pool(output, tokens, grid)), sequence)
 
-    def frozen_modules(self) -> list[nn.Module]:
-        """The whole model where it is frozen, else its BatchNorm layers where their statistics are."""
-        if self.freeze_backbone:
-            return [self.model]
-        return [part for part in self.model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)] if self.norm == "frozen" else []
-
     def _pool(self, output: Tensor, tokens: Tensor, grid: Tensor) -> Tensor:
         if self.pooling == "own":
             return self.model.forward_head(output, pre_logits=True)
@@ -122,6 +138,22 @@ class TimmImage(ImageEncoder):
         if self.attention is not None:
             return self.attention(grid, torch.ones(grid.shape[:2], dtype=torch.bool, device=grid.device))
         return grid.mean(1)
+
+
+def frozen_parts(backbone: nn.Module, freeze_backbone: bool, norm: str) -> list[nn.Module]:
+    """What stays in evaluation mode: the whole backbone, which then learns nothing, or its BatchNorm layers under norm=frozen."""
+    if norm not in ("batch", "frozen"):
+        raise ConfigError(f"encoder.image.norm={norm}: choose batch or frozen")
+    if freeze_backbone:
+        return [backbone.requires_grad_(False)]
+    return [part for part in backbone.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)] if norm == "frozen" else []
+
+
+def warn_of_constants(source: str, made_mean: Any, made_std: Any, mean: Any, std: Any) -> None:
+    """Says so where pictures are not normalised as the weights were trained; grey pictures have one number, and no rule."""
+    for key, made, given in (("mean", made_mean, mean), ("std", made_std, std)):
+        if len(made) == len(given) and any(abs(a - b) > 1e-3 for a, b in zip(made, given, strict=True)):
+            log.warning("encoder.image.%s=%s, but the weights of %s were made with %s", key, list(given), source, list(made))
 
 
 def timm_model(name: str, weights: str | None, side: int, in_chans: int) -> nn.Module:

@@ -34,6 +34,11 @@ class TextEncoder(Encoder):
         self.model, self.pooling = model, pooling
         self.projection = nn.Linear(model.config.hidden_size, dim)
         self.register_buffer("special_ids", torch.tensor(special_ids))
+        self.freeze_backbone = False
+
+    def frozen_modules(self) -> list[nn.Module]:
+        """The whole model where it is frozen."""
+        return [self.model] if self.freeze_backbone else []
 
     def forward(self, text: dict[str, Tensor]) -> Encoding:
         """text {input_ids, attention_mask} int64 [B, M] -> features [B, D], sequence [B, M, D], mask [B, M]."""
@@ -58,7 +63,16 @@ class TextEncoder(Encoder):
 class ScratchText(TextEncoder):
     """BERT from random weights over a vocabulary built from the training captions; masked mean."""
 
-    def __init__(self, tokenizer: TextTokenizer, dim: int, lr_scale: float, bert: dict[str, Any], vocab_size: int, max_length: int) -> None:
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        dim: int,
+        lr_scale: float,
+        bert: dict[str, Any],
+        vocab_size: int,
+        max_length: int,
+        freeze_backbone: bool,
+    ) -> None:
         from transformers import BertConfig, BertModel
 
         require_keys(bert, ("width", "layers", "heads", "feedforward", "dropout"), "encoder.text.bert")
@@ -81,6 +95,9 @@ class ScratchText(TextEncoder):
         nn.init.normal_(model.embeddings.word_embeddings.weight, std=_WORD_SPREAD)
         nn.init.normal_(model.embeddings.position_embeddings.weight, std=_POSITION_SPREAD)
         super().__init__(model, dim, lr_scale, "mean", tokenizer.special_ids)
+        self.freeze_backbone = freeze_backbone
+        if freeze_backbone:
+            model.requires_grad_(False)
 
     def key_mask(self, attention_mask: Tensor) -> Tensor:
         """Boolean [B, 1, 1, M], used as it is: of a [B, M] one transformers asks whether all is True, which stalls a GPU."""
@@ -116,7 +133,7 @@ class TransformersText(TextEncoder):
         if pooling == "pooler" and getattr(model, "pooler", None) is None:
             raise ConfigError(f"encoder.text.pooling=pooler: {name} has no pooler; choose mean, which such models are trained for")
         super().__init__(model, dim, lr_scale, pooling, tokenizer.special_ids)
-        self.freeze_backbone = freeze_backbone
+        self.freeze_backbone, self.fine_tuned = freeze_backbone, not freeze_backbone
         if pooling != "pooler" and getattr(model, "pooler", None) is not None:
             model.pooler = None  # parameters that get no gradient break DDP
         if freeze_backbone:
@@ -127,10 +144,6 @@ class TransformersText(TextEncoder):
     def save_backbone(self, folder: Path) -> None:
         """Writes configuration and weights of the model, so that a saved model needs no hub."""
         self.model.save_pretrained(str(folder))
-
-    def frozen_modules(self) -> list[nn.Module]:
-        """The whole model where it is frozen."""
-        return [self.model] if self.freeze_backbone else []
 
     @staticmethod
     def tokenizer_for(texts: list[str], node: dict[str, Any]) -> TextTokenizer:

@@ -105,6 +105,12 @@ def result_table(metrics: dict[str, Any], protocol: dict[str, Any]) -> list[str]
         lines.append(f"{'chance':16s}" + "".join(f"{chance[f'''{protocol['directions'][0]}_R@{n}''']:9.1f}" for n in k))
         hard = [f"{key.removeprefix('hard_')} {metrics[key]:.0f}" for key in metrics if key.startswith("hard_")]
         return lines + ([f"own caption above the hard one, % (chance 50): {', '.join(hard)}"] if hard else [])
+    if "gallery_sizes" in protocol:
+        sizes = ", ".join(f"{name} {size}" for name, size in protocol["gallery_sizes"].items())
+        partial = ", PARTIAL: pictures are missing" if protocol["partial"] else ""
+        head = f"{protocol['part']} part of {protocol['dataset']}: {protocol['queries']} queries, {protocol['gallery']} gallery ({sizes})"
+        rows = [(name, metrics[name], chance.get(name)) for name in protocol["shown"]]
+        return [head + partial, *(f"{n:20s}{v:6.2f}" + ("" if c is None else f"  (chance {c:.2f})") for n, v, c in rows)]
     head = f"{protocol['part']} part of {protocol['dataset']}: {protocol['rows']} rows, {protocol['n_classes_used']} classes"
     lines = [f"{head}, by {protocol['by']}"]
     for key in _CLASS_METRICS:

@@ -14,14 +14,20 @@ from mmexpert.engine.results import versions
 from mmexpert.engine.secrets import masked
 from mmexpert.types import ClassTable
 
-PARTS = ("encoder", "model", "similarity", "dataset")
+PARTS = ("encoder", "model", "combiner", "similarity", "dataset")
 """Nodes of the configuration that a loaded model needs: dataset for its transforms alone."""
 
 
 def save_model(
-    folder: Path, objective: nn.Module, config: dict[str, Any], tokenizer: Any, classes: ClassTable | None, metrics: dict[str, Any]
+    folder: Path,
+    objective: nn.Module,
+    config: dict[str, Any],
+    tokenizer: Any,
+    classes: ClassTable | None,
+    metrics: dict[str, Any],
+    preparation: dict[str, Any],
 ) -> None:
-    """Writes the folder whole: into a temporary one, then renamed over the old."""
+    """Writes the folder whole: into a temporary one, then renamed over the old. preparation: nodes by role, fitted numbers included."""
     temporary = folder.with_name(f".tmp-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -40,6 +46,7 @@ def save_model(
     content = {
         "format": 1,
         **{name: masked(config.get(name)) for name in PARTS},
+        "preparation": preparation,
         "sequence_weight": config["sequence_weight"],
         "roles": [objective.model.query, objective.model.target],
         "metrics": {name: value for name, value in metrics.items() if isinstance(value, (int, float))},
@@ -47,7 +54,7 @@ def save_model(
         "fingerprint": sha256_file(temporary / "model.safetensors"),
     }
     write_atomic(temporary / "config.json", strict_json(content, indent=1))
-    write_atomic(temporary / "README.md", model_card(config, metrics))
+    write_atomic(temporary / "README.md", model_card(config, metrics, objective.model))
     old = folder.with_name(f".old-{folder.name}")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -56,14 +63,15 @@ def save_model(
     shutil.rmtree(old, ignore_errors=True)
 
 
-def model_card(config: dict[str, Any], metrics: dict[str, Any]) -> str:
+def model_card(config: dict[str, Any], metrics: dict[str, Any], model: nn.Module) -> str:
     """README.md of a model folder: task, data, metrics; the licence is for the owner to fill in."""
     rows = "\n".join(
         f"| {name} | {value:.4g} |" for name, value in metrics.items() if isinstance(value, float) and name.startswith("test/")
     )
+    task = "reference picture and text against target picture" if hasattr(model, "compose") else f"{model.query} against {model.target}"
     data = config["dataset"]["_target_"].rsplit(".", 1)[1]
     return f"""# {config["name"]}
-{config["model"]["query"]} against {config["model"]["target"]}, trained by mmexpert on {data}.
+{task}, trained by mmexpert on {data}.
 
     import mmexpert
     model = mmexpert.load("this folder")

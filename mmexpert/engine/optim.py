@@ -1,5 +1,6 @@
 """Parameter groups and the rate's course over the steps."""
 
+import logging
 import math
 
 from torch import nn
@@ -7,6 +8,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mmexpert.types import ConfigError
+
+log = logging.getLogger(__name__)
+_DESTRUCTIVE = 1e-4  # learning rate
 
 
 def parameter_groups(objective: nn.Module, lr: float, weight_decay: float) -> list[dict]:
@@ -32,6 +36,16 @@ def parameter_groups(objective: nn.Module, lr: float, weight_decay: float) -> li
     if not any(owner != "loss" for owner, _ in groups):
         raise ConfigError("nothing in the model can be trained: every tower is frozen; set freeze_backbone=false on one of them")
     return [groups[key] for key in sorted(groups)]
+
+
+def warn_of_rates(objective: nn.Module, lr: float) -> None:
+    """Says so where a pretrained tower learns faster than 1e-4, which destroys what it knows (open_clip issues 41, 999)."""
+    for role, tower in objective.model.encoders.items():
+        if getattr(tower, "fine_tuned", False) and lr * tower.lr_scale > _DESTRUCTIVE * (1 + 1e-6):
+            log.warning(
+                "optimizer.lr=%g x encoder.%s.lr_scale=%g is %.2g for a pretrained tower: above %g it forgets; lower one of them",
+                lr, role, tower.lr_scale, lr * tower.lr_scale, _DESTRUCTIVE,
+            )  # fmt: skip
 
 
 class WarmupSchedule(LRScheduler):

@@ -20,13 +20,19 @@ def write_plots(
     best_epoch: int,
     batch_size: int,
 ) -> None:
-    """plots/training_curves.png, and model_metrics.png (retrieval) or confusion.png (classes) where they apply."""
+    """plots/training_curves.png, and model_metrics.png (retrieval), confusion.png (classes), retrieved.png (composed) where they
+    apply."""
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
     if history:
         training_curves(plots / "training_curves.png", history, best_epoch, batch_size)
     if "ranks" in tables:
         model_metrics(plots / "model_metrics.png", tables, protocol, metrics)
+    if "retrieved" in tables:
+        from mmexpert.engine.composed_plots import composed_metrics, retrieved
+
+        composed_metrics(plots / "model_metrics.png", tables, protocol, metrics)
+        retrieved(plots / "retrieved.png", tables["retrieved"], tables["thumbnail"])
     if "confusion" in tables:
         confusion(plots / "confusion.png", tables["confusion"])
 
@@ -46,6 +52,7 @@ def training_curves(path: Path, history: list[dict[str, Any]], best_epoch: int, 
     shown = {key: (key.removeprefix("valid/").replace("_", " "), 1) for key in recalls} | {
         "valid/acc": ("valid accuracy", 100),
         "valid/balanced_acc": ("valid balanced accuracy", 100),
+        "valid/average": ("valid average of recalls", 1),
     }
     for key, (name, factor) in shown.items():
         _line(panels[1], epochs, history, key, name, factor)

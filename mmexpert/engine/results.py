@@ -80,12 +80,14 @@ def write_training_results(folder: Path, content: dict[str, Any]) -> None:
 
 
 def write_predictions(folder: Path, rows: list[dict[str, Any]], tables: dict[str, Any]) -> None:
-    """predictions.csv, and per_class.csv and confusion.csv where there are classes."""
+    """predictions.csv; per_class.csv and confusion.csv where there are classes, ranks.csv of composed queries."""
     if rows:
         write_atomic(folder / "predictions.csv", csv_text(rows))
     for name in ("per_class", "confusion"):
         if name in tables:
             write_atomic(folder / f"{name}.csv", csv_text(tables[name]))
+    if "queries" in tables:
+        write_atomic(folder / "ranks.csv", csv_text(tables["queries"]))
 
 
 def write_data_report(folder: Path, report: dict[str, Any], dropped: list[tuple[str, str, str]]) -> None:

@@ -55,7 +55,7 @@ def collect(objective: nn.Module, loaders: Any, accelerator: Any, part: str, vie
             if "hard_text" in batch and view is None:
                 row["hard"] = _hard_margins(objective, batch, pair.query, pair.target)
         rows.append(_on_cpu(row))
-    gathered = [row for rank in _gather(rows) for row in rank]
+    gathered = [row for rank in gather_rows(rows) for row in rank]
     return _join(gathered, loaders.parts[part])
 
 
@@ -86,7 +86,8 @@ def _on_cpu(value: Any) -> Any:
     return value
 
 
-def _gather(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+def gather_rows(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The rows of every rank, by rank; on every rank."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [rows]
     parts: list[Any] = [None] * torch.distributed.get_world_size()

@@ -11,17 +11,22 @@ from mmexpert.losses.base import Loss, raised, require_positives
 from mmexpert.losses.gather import gather
 from mmexpert.types import ConfigError
 
+_NAMED = {frozenset(["query_to_target"]): "query", frozenset(["query_to_target", "target_to_query"]): "both"}
+
 
 class ClipLoss(Loss):
     """Pulls rows of one key together and all others apart. With k positives in a row the least value is log k (loss_clip_floor).
 
-    form: out (mean over positives of the log) | in (log of their summed probability). directions: both | query (rows only).
+    form: out (mean over positives of the log) | in (log of their summed probability). directions: both | query (rows only), or a list
+    of their logged names: [query_to_target] is query.
     """
 
-    def __init__(self, temperature: float, learn_scale: bool, form: str, directions: str) -> None:
+    def __init__(self, temperature: float, learn_scale: bool, form: str, directions: str | list[str]) -> None:
         super().__init__(temperature, learn_scale)
+        if not isinstance(directions, str):
+            directions = _NAMED.get(frozenset(directions), directions)
         if form not in ("out", "in") or directions not in ("both", "query"):
-            raise ConfigError(f"loss.form={form} is out or in; loss.directions={directions} is both or query")
+            raise ConfigError(f"loss.form={form} is out or in; loss.directions={directions} is both, query or [query_to_target]")
         self.form, self.directions = form, directions
 
     def forward(self, query: Tensor, target: Tensor, keys: Tensor, target_keys: Tensor | None = None) -> dict[str, Tensor]:

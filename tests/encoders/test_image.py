@@ -9,7 +9,11 @@ from mmexpert.types import ConfigError, SourceError
 
 
 def conv(**given):
-    return ConvImage(**{"dim": 16, "lr_scale": 1.0, "side": 32, "in_chans": 3, "mean": [0.5], "std": [0.25], "channels": [8, 12]} | given)
+    keys = {
+        "dim": 16, "lr_scale": 1.0, "side": 32, "in_chans": 3, "mean": [0.5], "std": [0.25], "channels": [8, 12], "freeze_backbone": False,
+        "norm": "batch",
+    }  # fmt: skip
+    return ConvImage(**keys | given)
 
 
 def small(**given):
@@ -67,6 +71,29 @@ def test_weights_of_a_local_file_are_loaded_bit_by_bit(tmp_path, channels):
         expected = stored.state_dict()[name]
         assert torch.equal(tower.model.state_dict()[name], expected if channels == 3 else expected.sum(1, keepdim=True))
         assert torch.equal(tower.model.state_dict()["layer4.0.conv2.weight"], stored.state_dict()["layer4.0.conv2.weight"])
+
+
+def test_pictures_normalised_otherwise_than_the_weights_were_are_warned_of_with_both_values(tmp_path, caplog):
+    from safetensors.torch import save_file
+
+    save_file(timm.create_model("test_resnet", pretrained=False).state_dict(), tmp_path / "model.safetensors")
+    made = timm.models.get_pretrained_cfg("test_resnet")
+    small(weights=str(tmp_path), in_chans=3, mean=list(made.mean), std=list(made.std))
+    assert caplog.text == ""
+    small(weights=str(tmp_path), in_chans=3, mean=[0.1, 0.2, 0.3], std=list(made.std))
+    assert f"encoder.image.mean=[0.1, 0.2, 0.3], but the weights of test_resnet were made with {list(made.mean)}" in caplog.text
+
+
+@pytest.mark.parametrize("alias", ["resnet18", "resnet50", "vit_b32", "test_resnet"])
+def test_an_alias_names_a_timm_model_and_the_constants_of_its_weights(alias):
+    from mmexpert.command_line import composed
+
+    node = composed(f"encoder/image={alias}").encoder.image
+    made = timm.models.get_pretrained_cfg(node.name)
+    assert made.input_size[1] == node.side or alias == "test_resnet"
+    if alias != "test_resnet":  # from scratch, on grey pictures
+        assert node.weights == "pretrained" and list(node.mean) == pytest.approx(made.mean) and list(node.std) == pytest.approx(made.std)
+    assert node.name == ("vit_base_patch32_clip_quickgelu_224" if alias == "vit_b32" else alias)
 
 
 def test_weights_that_are_nowhere_end_with_three_ways_and_never_with_random_ones():

@@ -41,7 +41,7 @@ def bert_folder(tokenizer, tmp_path_factory):
 
 def scratch(tokenizer):
     torch.manual_seed(0)
-    return ScratchText(tokenizer, 8, 0.5, BERT, 300, 24).eval()
+    return ScratchText(tokenizer, 8, 0.5, BERT, 300, 24, False).eval()
 
 
 def pretrained(folder, tokenizer, **keys):
@@ -87,9 +87,9 @@ def test_untrained_texts_do_not_all_look_alike(tokenizer):
 
 def test_the_vocabulary_and_sizes_of_the_config_are_checked(tokenizer):
     with pytest.raises(ConfigError, match=r"encoder\.text\.vocab_size=30, but the tokenizer has"):
-        ScratchText(tokenizer, 8, 0.5, BERT, 30, 24)
+        ScratchText(tokenizer, 8, 0.5, BERT, 30, 24, False)
     with pytest.raises(ConfigError, match=r"encoder\.text\.bert holds .*hidden.*add or remove hidden, width"):
-        ScratchText(tokenizer, 8, 0.5, {**{k: v for k, v in BERT.items() if k != "width"}, "hidden": 16}, 300, 24)
+        ScratchText(tokenizer, 8, 0.5, {**{k: v for k, v in BERT.items() if k != "width"}, "hidden": 16}, 300, 24, False)
 
 
 def test_the_scratch_tower_reads_nothing_back_from_the_device(tokenizer):

@@ -29,8 +29,9 @@ class Toy(nn.Module):
 
 def save(folder, value=1.0):
     export.save_model(
-        folder, Toy(value), CONFIG, None, ClassTable(names=("a",), texts=(("an a",),), counts=(1,)), {"test/R@1": 12.5, "monitor": "x"}
-    )
+        folder, Toy(value), CONFIG, None, ClassTable(names=("a",), texts=(("an a",),), counts=(1,)), {"test/R@1": 12.5, "monitor": "x"},
+        {"image": {"_target_": "somewhere", "sd": [0.5]}},
+    )  # fmt: skip
 
 
 def test_weights_parts_classes_and_card(tmp_path):
@@ -38,6 +39,7 @@ def test_weights_parts_classes_and_card(tmp_path):
     weights = load_file(tmp_path / "model" / "model.safetensors")
     assert set(weights) == {"model.weight", "model.bias", "similarity.weight", "similarity.bias"}
     stored = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert stored["preparation"] == {"image": {"_target_": "somewhere", "sd": [0.5]}}
     assert stored["roles"] == ["radar", "text"] and stored["metrics"] == {"test/R@1": 12.5}
     assert stored["encoder"]["text"]["api_key"] == "***"
     assert stored["fingerprint"] == sha256_file(tmp_path / "model" / "model.safetensors")

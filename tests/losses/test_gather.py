@@ -15,6 +15,8 @@ from mmexpert.losses.clip import ClipLoss
 from mmexpert.losses.gather import gather
 from mmexpert.losses.siglip import SigLipLoss
 from mmexpert.losses.superclip import SuperClipLoss
+from mmexpert.models.combiner import GatedCombiner
+from mmexpert.models.composed import Composed
 from mmexpert.types import Encoding, Pair
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +48,52 @@ class Toy(nn.Module):
         pair = Pair(Encoding(query), Encoding(target), None if self.head is None else self.head(query))
         terms |= self.loss.class_loss(pair, batch) if self.head is not None else {}
         return sum(weight * terms[name] for name, weight in self.loss.term_weights.items())
+
+
+class ComposedToy(nn.Module):
+    """The composed model with reference negatives: both pictures pass one linear tower, the query comes out of a Combiner."""
+
+    def __init__(self, name):
+        super().__init__()
+        torch.manual_seed(0)
+        towers = {"image": RowTower(7), "text": RowTower(6)}
+        self.model = Composed(8, "both", True, None, towers, GatedCombiner(8, 8, 8, 0.0, None))
+        self.loss = LOSSES[name.removeprefix("composed ")]()
+        self.double()
+
+    def forward(self, batch):
+        pair = self.model(batch)
+        return self.loss(pair.query.features, pair.target.features, batch["positive_key"], pair.target_key)["loss_clip"]
+
+
+class RowTower(nn.Module):
+    """A linear tower of width 8."""
+
+    dim = 8
+
+    def __init__(self, width):
+        super().__init__()
+        self.linear = nn.Linear(width, 8)
+
+    def forward(self, inputs):
+        return Encoding(self.linear(inputs))
+
+
+COMPOSED = {f"composed {name}": name for name in ("clip", "clip_one_way", "siglip")}
+
+
+def triplets():
+    """2 B triplets; a target that both ranks hold, a reference that is a target of the other rank."""
+    generator = torch.Generator().manual_seed(2)
+    rows = PROCESSES * B
+    batch = {name: torch.randn(rows, width, generator=generator, dtype=torch.float64) for name, width in SHAPES.items()}
+    return batch | {
+        "positive_key": torch.tensor([0, 1, 2, 3, 3, 5, 1, 7, 8, 9]),
+        "reference_key": torch.tensor([8, 50, 51, 52, 53, 0, 55, 56, 57, 58]),
+    }
+
+
+SHAPES = {"reference": 7, "target": 7, "text": 6}
 
 
 def whole_batch(further):
@@ -84,7 +132,9 @@ def worker(rank, port, folder):
     """One of two processes: the losses and what DDP leaves in the gradients, saved by rank 0."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=PROCESSES)
-    found = {f"{name}/{further}": trained(name, further, rank) for name in LOSSES for further in (False, True)}
+    found = {f"{name}/{further}": trained(Toy(name), share(whole_batch(further), rank)) for name in LOSSES for further in (False, True)}
+    rows = slice(rank * B, (rank + 1) * B)
+    found |= {name: trained(ComposedToy(name), {role: x[rows] for role, x in triplets().items()}) for name in COMPOSED}
     found["refused"] = refused(rank)
     if rank == 0:
         torch.save(found, folder / "found.pt")
@@ -99,11 +149,10 @@ def leave():
     os._exit(0)
 
 
-def trained(name, further, rank):
+def trained(module, batch):
     """Loss (mean over ranks) and gradients after one backward pass under DDP."""
-    module = Toy(name)
     wrapped = nn.parallel.DistributedDataParallel(module)  # named: its hooks must outlive the backward pass
-    loss = wrapped(share(whole_batch(further), rank))
+    loss = wrapped(batch)
     loss.backward()
     mean = loss.detach().clone()
     dist.all_reduce(mean)
@@ -136,10 +185,19 @@ def found(tmp_path_factory):
 @pytest.mark.parametrize("further", [False, True], ids=["own rows", "further target rows"])
 @pytest.mark.parametrize("name", LOSSES)
 def test_two_processes_of_b_give_loss_and_every_gradient_of_one_process_of_2b(name, further, found):
-    module = Toy(name)
-    loss = module(whole_batch(further))
+    agree(Toy(name), whole_batch(further), found[f"{name}/{further}"])
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_reference_negatives_of_two_processes_are_those_of_one_process_of_2b(name, found):
+    agree(ComposedToy(name), triplets(), found[name])
+
+
+def agree(module, batch, there):
+    """One process of 2 B against what two processes found."""
+    loss = module(batch)
     loss.backward()
-    expected, there = numbers(module, loss), found[f"{name}/{further}"]
+    expected = numbers(module, loss)
     assert set(expected) == set(there)
     for number, value in expected.items():
         assert there[number] is not None, f"{number} has no gradient"

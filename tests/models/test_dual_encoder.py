@@ -37,7 +37,7 @@ def tokenizer():
 
 def model(tokenizer, head=None, prompts=True, **changes):
     torch.manual_seed(0)
-    encoders = {"radar": Radar(), "text": ScratchText(tokenizer, DIM, 0.5, BERT, 200, 16)}
+    encoders = {"radar": Radar(), "text": ScratchText(tokenizer, DIM, 0.5, BERT, 200, 16, False)}
     keys = {"query": "radar", "target": "text", "projection_dim": DIM, "encoders": encoders, "head": head}
     return DualEncoder(**keys | {"class_prompts": ClassPrompts.of(CLASSES, tokenizer) if prompts else None} | changes).eval()
 
@@ -131,7 +131,7 @@ def test_a_batch_that_lacks_a_role_is_an_error_that_names_those_it_holds(tokeniz
 
 
 def test_towers_of_other_widths_are_an_error_that_names_the_keys(tokenizer):
-    text = ScratchText(tokenizer, DIM, 0.5, BERT, 200, 16)
+    text = ScratchText(tokenizer, DIM, 0.5, BERT, 200, 16, False)
     with pytest.raises(ConfigError, match=r"encoder\.radar\.dim=16, encoder\.text\.dim=8, model\.projection_dim=8: the widths differ"):
         model(tokenizer, encoders={"radar": Radar(16), "text": text})
 

@@ -1,0 +1,84 @@
+"""`python -m mmexpert.submit run=RUN dataset.split=test1 name=NAME [overrides]`: the two files for CIRR's test server.
+
+Writes RUN/submission/recall_submission_NAME.json and recall_subset_submission_NAME.json after they pass the check.
+`python -m mmexpert.submit check=A.json[,B.json] run=RUN|dataset=cirr dataset.root=DIR dataset.split=test1`: the check alone, of files
+that are there; needs no pictures. Two files are also compared with each other.
+"""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from mmexpert.command_line import composed, launch, trust_list
+from mmexpert.evaluate import overridden, stored_run
+from mmexpert.types import ConfigError
+
+log = logging.getLogger(__name__)
+_OWN = ("run", "check", "name")
+
+
+def application() -> None:
+    """The command. Raises DataError with all faults."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        sys.stdout.write(__doc__)
+        return
+    own, overrides = split_arguments(sys.argv[1:])
+    cfg = configuration(own["run"], overrides)
+    from mmexpert import submitting
+
+    if own["check"]:
+        submitting.check([Path(name) for name in own["check"].split(",")], cfg["dataset"])
+        return
+    if own["run"] is None or own["name"] is None:
+        raise ConfigError("run=RUN and name=NAME are needed, or check=A.json,B.json")
+    if set(own["name"]) & set("/\\\0") or own["name"] in ("", ".", ".."):
+        raise ConfigError(f"name={own['name']}: it becomes part of a file name")
+    submitting.submit(cfg, Path(own["run"]), own["name"], tuple(trust_list))
+
+
+def split_arguments(argv: list[str]) -> tuple[dict[str, str | None], list[str]]:
+    """The command's own keys, and the overrides of the configuration."""
+    own: dict[str, str | None] = dict.fromkeys(_OWN)
+    overrides = []
+    for argument in argv:
+        key, separator, value = argument.partition("=")
+        if not separator:
+            raise ConfigError(f"{argument!r}: write key=value; the command's own keys are {', '.join(_OWN)}")
+        if key in own:
+            own[key] = value[1:-1].replace("\\'", "'").replace("\\\\", "\\") if value[:1] == "'" else value
+        else:
+            overrides.append(argument)
+    return own, overrides
+
+
+def configuration(run: str | None, overrides: list[str]) -> dict[str, Any]:
+    """The run's configuration with values changed; without a run, that of `dataset=cirr` with the overrides."""
+    if run is not None:
+        cfg = overridden(stored_run(Path(run)), overrides)
+    else:
+        cfg = {
+            "dataset": OmegaConf.to_container(
+                composed("dataset=cirr", *(o for o in overrides if o != "dataset=cirr")).dataset, resolve=True
+            )
+        }
+    dataset = cfg["dataset"]
+    if dataset["_target_"] != "mmexpert.data.cirr.Cirr":
+        raise ConfigError(f"submissions are those of CIRR; the data set is {dataset['_target_']}: choose dataset=cirr")
+    if dataset["root"] == "???":
+        raise ConfigError("dataset.root has no value yet: write dataset.root=DIR, the folder of captions/ and image_splits/")
+    if not dataset["split"]:
+        raise ConfigError("dataset.split has no value: write dataset.split=test1 (or val, to compare the files with evaluate)")
+    return cfg
+
+
+def main() -> None:
+    """Entry point of `python -m mmexpert.submit`."""
+    launch(application)
+
+
+if __name__ == "__main__":
+    main()
