@@ -63,7 +63,8 @@ def open_run(
     name = f"{cfg['name']}/{folder.relative_to(session.folder.parent)}"
     settings = instantiate(cfg["tracker"], "tracker")
     tracker = Tracker(folder, settings, accelerator if ranks.rank == 0 else None, name, cfg)
-    console = Console(prefix, loaders.steps_per_epoch, ["acc", "map", "RSum", f"{objective.model.query}_to_{objective.model.target}_R@1"])
+    shown = ["acc", "map", "RSum", "average", f"{objective.model.query}_to_{objective.model.target}_R@1"]
+    console = Console(prefix, loaders.steps_per_epoch, shown)
     meter = Meter(tracker, console, ranks, accelerator.device, trainer["log_every"], trainer["batch_size"])
     poll = trainer["poll_every"] or (10 if accelerator.device.type == "cuda" else 1)
     records = loaders.dataset.records
@@ -97,6 +98,9 @@ def start_line(
             "%d of %d captions are longer than encoder.text.max_length=%d and are truncated", truncated, len(texts), tokenizer.max_length
         )
     dataset = session.dataset
+    scored = [caption for part in ("valid", "test") for i in parts[part] for caption in dataset.records[i].captions]
+    if tokenizer is not None and (cut := tokenizer.too_long(scored)):
+        log.warning("%d of %d captions of the evaluation are truncated too (%.1f %%)", cut, len(scored), 100 * cut / len(scored))
     report = {
         "dataset": dataset.name,
         "fingerprint": session.fingerprint,

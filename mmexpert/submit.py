@@ -6,6 +6,7 @@ that are there; needs no pictures. Two files are also compared with each other.
 """
 
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ def application() -> None:
     from mmexpert import submitting
 
     if own["check"]:
-        submitting.check([Path(name) for name in own["check"].split(",")], cfg["dataset"])
+        # run folders hold commas: only one behind .json parts two files
+        submitting.check([Path(name) for name in re.split(r"(?<=\.json),", own["check"])], cfg["dataset"])
         return
     if own["run"] is None or own["name"] is None:
         raise ConfigError("run=RUN and name=NAME are needed, or check=A.json,B.json")

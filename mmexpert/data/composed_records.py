@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from mmexpert.data.composed_index import PARTS, Annotations, Query
-from mmexpert.data.findings import Finding
+from mmexpert.data.findings import DataFault, Finding
 from mmexpert.data.pictures import open_picture
 from mmexpert.data.preflight import find_pictures, missing_pictures, write_missing
 from mmexpert.data.records import Draw, Record, RecordDataset
@@ -142,6 +142,17 @@ class ComposedDataset(RecordDataset):
         gallery, queries = self.dropped[part]
         found = {"partial": True, "gallery_missing": gallery, "queries_dropped": queries}
         return found | ({"train_dropped": self.dropped["train"][1]} if "train" in self.dropped and part != "train" else {})
+
+    def deep_check(self) -> list[Finding]:
+        """Every picture that the run needs is decoded once; what reading found comes first."""
+        found = list(self.findings)
+        for part in self.annotations:
+            for name, path in self.files[part].items():
+                try:
+                    open_picture(path, name, False)
+                except DataFault as fault:
+                    found.append(fault.finding())
+        return list(dict.fromkeys(found))
 
     def require_groups(self) -> None:
         """Raises ConfigError: galleries belong to the published splits."""

@@ -81,6 +81,14 @@ def test_a_picture_that_does_not_decode_is_an_error_and_never_dropped(root, tmp_
         pictures[(index, -1, 0)]
 
 
+def test_the_deep_check_decodes_every_picture_of_both_parts(root, tmp_path):
+    dataset = fashion_iq(root, tmp_path)
+    assert dataset.deep_check() == []
+    (root / "images/valdress0.jpg").write_bytes(b"no picture")  # in two galleries
+    (root / "images/traindress1.png").write_bytes((root / "images/traindress1.png").read_bytes()[:60])
+    assert sorted(finding.record for finding in dataset.deep_check()) == ["traindress1", "valdress0"]
+
+
 def test_folders_are_listed_once_and_pictures_not_touched(root, tmp_path, monkeypatch):
     listed = []
     listdir = os.listdir
