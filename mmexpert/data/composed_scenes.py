@@ -14,6 +14,8 @@ import numpy as np
 from PIL import Image
 
 from mmexpert.data.cache import cached_folder, content_name
+from mmexpert.data.composed_index import Query
+from mmexpert.data.fashion_iq import evaluation_text, training_texts
 from mmexpert.data.records import Draw, Record, RecordDataset
 from mmexpert.data.sampling import EVALUATION, sample_rng
 from mmexpert.data.scenes import SPLITS, part_counts
@@ -22,19 +24,6 @@ from mmexpert.types import ConfigError
 log = logging.getLogger(__name__)
 _FORMAT = 1  # part of the cache's name; raised by whoever changes what is stored
 Transform = Callable[[Image.Image, np.random.Generator | None], np.ndarray]
-
-
-@dataclass(frozen=True)
-class SceneQuery:
-    """One triplet, by names of pictures. variants: what training draws from; members: the group of six, none in train; edit: its kind."""
-
-    reference: str
-    target: str
-    text: str
-    variants: tuple[str, ...]
-    members: tuple[str, ...]
-    edit: str
-    category: str = ""  # of FashionIQ: there are none here
 
 
 class ScenePictures(RecordDataset):
@@ -161,8 +150,11 @@ class ComposedScenes(RecordDataset):
 
     def _record(self, row: dict[str, Any]) -> Record:
         names = self.shown[row["part"]].records
-        text, variants = _texts(row["texts"], self.captions)
-        query = SceneQuery(
+        first, second = row["texts"]
+        text, variants = (first, (first,)) if self.captions == 1 else (evaluation_text(first, second), training_texts(first, second))
+        query = Query(
+            id=row["id"],
+            category="",
             reference=names[row["reference"]].id,
             target=names[row["target"]].id,
             text=text,
@@ -198,12 +190,3 @@ class ComposedScenes(RecordDataset):
                 }
                 lines.append(json.dumps(row, sort_keys=True) + "\n")
         (folder / "queries.jsonl").write_text("".join(lines), encoding="utf-8")
-
-
-def _texts(forms: list[str], captions: int) -> tuple[str, tuple[str, ...]]:
-    """(evaluation text, training variants) of an edit's two sentences."""
-    first, second = forms
-    if captions == 1:
-        return first, (first,)
-    both = f"{first.capitalize()} and {second}", f"{second.capitalize()} and {first}"
-    return both[0], (*both, first.capitalize(), second.capitalize())

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mmexpert.data.findings import DataFaults
+from mmexpert.losses.clip import ClipLoss
+from mmexpert.metrics.retrieval import retrieval_metrics
 from mmexpert.types import ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -165,6 +168,20 @@ def test_images_that_share_a_caption_are_positives_of_each_other_by_text_alone(i
             found.setdefault(key, set()).add(Path(record.item or record.id).stem)
         assert sorted(found.values(), key=min) == groups
     assert any("occur with several images" in warning for warning in dataset.exclusions.warnings)
+
+
+@pytest.mark.parametrize(("positives", "pushed", "recall"), [("text", False, 100.0), ("instance", True, 50.0)])
+def test_a_caption_at_two_images_is_neither_pushed_apart_nor_a_miss_with_positives_text(image_text, tmp_path, positives, pushed, recall):
+    texts = {"images/a.png": ["a dog"], "images/b.png": ["A dog."], "images/c.png": ["a cat"], "images/d.png": ["a cow"]}
+    keys = torch.from_numpy(image_text(write(pictures(tmp_path), "data.json", texts), positives=positives, split={"valid": 0.0}).keys)
+    scores = torch.zeros(4, 4, requires_grad=True)
+    loss = ClipLoss(0.07, True, "out", "both").from_scores(scores, keys[:, None] == keys)["loss_clip"]
+    (gradient,) = torch.autograd.grad(loss, scores)
+    assert bool(gradient[0, 1] > 0) is bool(gradient[1, 0] > 0) is pushed
+    features = torch.eye(4)
+    captions = features[[1, 0, 2, 3]]  # each of the two captions lies at the other image, of which it is as true
+    found, _ = retrieval_metrics(features, captions, keys, keys, ("image", "text"))
+    assert found["text_to_image_R@1"] == found["image_to_text_R@1"] == recall
 
 
 def test_training_draws_all_captions_over_the_epochs_and_evaluation_takes_the_pictures_middle(image_text, tmp_path):

@@ -1,5 +1,6 @@
 """The embedded scenes as data sets: rows of image-text and of composed retrieval, the same from any worker; the files of the script."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from PIL import Image
 from mmexpert.data.collate import Collate
 from mmexpert.data.loaders import Loaders, PlanSettings, WorkerSettings
 from mmexpert.encoders.tokenizer import build_vocabulary
+from mmexpert.metrics.composed import group_ranks, rank_targets
 from mmexpert.simulate.scenes import WORDS
 from mmexpert.types import ConfigError
 
@@ -79,6 +81,7 @@ def test_shuffled_captions_belong_to_other_pictures_in_training_only(build, scen
     assert shuffled.fingerprint() != scenes.fingerprint()
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # fewer cores than workers is the point
 @pytest.mark.parametrize("name", ["scenes", "composed_scenes"])
 def test_batches_are_equal_from_none_and_four_workers(request, name):
     dataset = request.getfixturevalue(name)
@@ -179,6 +182,44 @@ def test_the_script_writes_the_queries_groups_and_galleries_of_the_data_set_in_b
     for name, path in paths.items():
         stored = np.asarray(Image.open(tmp_path / "made" / path))
         assert (stored == pictures.pixels[pictures.ids[name]]).all()
+
+
+def ranked(dataset):
+    """((reference, target), rank, rank in the group) of every valid query, with features made of names."""
+    names = [record.id for record in dataset.pictures("valid").records]
+    gallery = torch.stack([noise(name) for name in names])
+    rows = [dataset[(i, -1, 0)] for i in dataset.part("valid")]
+    told = [(names[row["reference_key"]], names[row["positive_key"]]) for row in rows]
+    references, targets = (torch.tensor([row[key] for row in rows]) for key in ("reference_key", "positive_key"))
+    query = torch.stack([noise(reference) + noise(f"query {reference}") for reference, _ in told])
+    rank, group = rank_targets(query, gallery, targets, references).rank, torch.zeros(len(rows))
+    if "members" in rows[0]:
+        group = group_ranks(query, gallery, targets, references, torch.stack([torch.as_tensor(row["members"]) for row in rows]))
+    return sorted(zip(told, rank.tolist(), group.tolist(), strict=True))
+
+
+def noise(name):
+    digest = hashlib.shake_256(name.encode()).digest(64)
+    return torch.tensor(list(digest), dtype=torch.float32) - 127.5
+
+
+@pytest.mark.parametrize(("name", "changes"), [("cirr", {}), ("fashion_iq", {"categories": ["dress"]})])
+def test_both_layouts_read_back_to_equal_queries_groups_and_ranks(build, tmp_path, name, changes):
+    assert run_script("--out", tmp_path / "made", "--images", 12, "--task", "composed", "--captions", 2).returncode == 0
+    drawn = build("composed_scenes", triplets={"train": 12, "valid": 12, "test": 12}, captions=1 if name == "cirr" else 2)
+    read = build(name, root=tmp_path / "made", missing_file=tmp_path / "missing.txt", transform={"side": 32}, **changes)
+    one, other = ranked(drawn), ranked(read)
+    if name == "fashion_iq":  # has no groups
+        one = [(told, rank, 0.0) for told, rank, _ in one]
+    assert one == other and len(one) == 12 and len({rank for _, rank, _ in one}) > 3
+    texts = [
+        {(r.source.reference, r.source.target): r.source.text for r in dataset.records if r.split != "test"} for dataset in (drawn, read)
+    ]
+    assert texts[0] == texts[1]
+    ids = [
+        {record.id: dataset.pictures("valid").ids[record.id] for record in dataset.pictures("valid").records} for dataset in (drawn, read)
+    ]
+    assert ids[0] == ids[1]
 
 
 def test_the_script_refuses_a_folder_that_holds_something(tmp_path):
