@@ -1,5 +1,6 @@
 """What stands between the shell and Hydra: quoting of arguments, the run folder's name, errors as messages with exit codes."""
 
+import errno
 import hashlib
 import os
 import re
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 from mmexpert.config import CONF_DIR, NOT_HASHED, suggest, trusted
 from mmexpert.engine.secrets import SECRET, mask_text
-from mmexpert.types import ConfigError, MmexpertError, SweepError
+from mmexpert.types import ConfigError, MmexpertError, StorageError, SweepError
 
 FREE_KEYS = ("run", "index", "images", "texts", "image", "text", "features", "check", "out", "init_from")
 """Keys whose values are paths or sentences: quoted for Hydra's grammar whatever they hold."""
@@ -40,6 +41,7 @@ trust_list: list[str] = []
 
 _INNER = re.compile(r"[\w.\-]+(?=\s*:\s*[^\s,}\]])")  # keys of {key: value} with a value
 _MAX_NAME = 120
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # Hydra makes the folder before there is a run
 
 
 def prepare_arguments(argv: Sequence[str]) -> list[str]:
@@ -128,6 +130,8 @@ def launch(application: Callable[[], object]) -> None:
             _end(
                 f"SweepError: {failed} jobs failed; the same command again runs only what is missing\n{ended_jobs()}", SweepError.exit_code
             )
+        if isinstance(error, OSError) and error.errno in _NOT_WRITABLE and not verbose:
+            _end(f"StorageError: {error}; free space, or start where outputs/ can be written", StorageError.exit_code)
         if verbose or describe(error) is None:
             raise
         _end(str(describe(error)), getattr(error, "exit_code", ConfigError.exit_code))

@@ -95,8 +95,20 @@ def fork(folder: Path, log: Path, environment: dict[str, str], work: Callable[[]
         os._exit(code or 0)
 
 
-def train(folder: Path, overrides: Sequence[str], rank: int = 0, processes: int = 1, port: int = 0, **environment: str) -> Child:
-    """`python -m mmexpert.train OVERRIDES` below folder; its output goes to folder/rankN.log."""
+def nothing() -> None:
+    """No fault."""
+
+
+def train(
+    folder: Path,
+    overrides: Sequence[str],
+    rank: int = 0,
+    processes: int = 1,
+    port: int = 0,
+    before: Callable[[], None] = nothing,
+    **environment: str,
+) -> Child:
+    """`python -m mmexpert.train OVERRIDES` below folder; its output goes to folder/rankN.log. before: called first, to plant a fault."""
     warm()
     given = {"MMEXPERT_KILL_AT": "", "HF_HUB_OFFLINE": "1"} | environment
     if processes > 1:
@@ -106,6 +118,7 @@ def train(folder: Path, overrides: Sequence[str], rank: int = 0, processes: int 
     def work() -> None:
         from mmexpert.train import main
 
+        before()
         sys.argv = ["train", *overrides]
         main()
 
@@ -119,7 +132,9 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def ranks(folder: Path, overrides: Sequence[str], processes: int, **environment: str) -> list[Child]:
-    """All processes of a run."""
+def ranks(
+    folder: Path, overrides: Sequence[str], processes: int, spoilt: dict[int, Callable[[], None]] | None = None, **environment: str
+) -> list[Child]:
+    """All processes of a run. spoilt: rank -> fault to plant in it."""
     port = free_port()
-    return [train(folder, overrides, rank, processes, port, **environment) for rank in range(processes)]
+    return [train(folder, overrides, rank, processes, port, (spoilt or {}).get(rank, nothing), **environment) for rank in range(processes)]

@@ -120,7 +120,8 @@ class Campaign:
         if not folds:
             return outcome(run)
         found: dict[str, object] = {f"{fold.name} {key}": value for fold in folds for key, value in outcome(fold).items()}
-        return found | {name: (run / name).read_bytes() for name in ("cv_summary.json", "oof_predictions.csv") if (run / name).exists()}
+        summary = (run / "cv_summary.json").read_text().replace(f'"name": "{run.parent.name}"', "")
+        return found | {"cv_summary.json": summary, "oof_predictions.csv": (run / "oof_predictions.csv").read_text()}
 
     def phases(self) -> None:
         """One run, killed in each phase of a save at ever later steps, mid-epoch and at epoch ends."""
