@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import forked_runs
-from torture_bench import STEPS, Bench, finish, leave_root, whole, workers_of
+from kill_campaign import outcome
+from torture_bench import STEPS, Bench, finish, obey_rights, whole, workers_of
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 ODD = ("a b", "中文", "a=b", "a,b", "it's [x] (1)")
@@ -76,7 +77,11 @@ def disk_full(bench: Bench) -> list[bool]:
         bench.start(name, MMEXPERT_KILL_AT="prune:8").wait()
         checkpoints = bench.run(name) / "checkpoints"
         limit = kilobytes * 1024
-        code = bench.start(name, before=lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))).wait()
+
+        def plant(limit: int = limit) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+        code = bench.start(name, "trainer.num_workers=0", before=plant).wait()  # workers' shared memory would be limited too
         whole_one = step_folder.latest(checkpoints) is not None and not list(checkpoints.glob(".tmp-step*"))
         survived.append(code == 5 and whole_one and bench.ends_equal(name))
     return survived
@@ -85,17 +90,13 @@ def disk_full(bench: Bench) -> list[bool]:
 def read_only(bench: Bench) -> list[bool]:
     """A folder without the right to write: code 5 before the model is built, and nothing is lost."""
 
-    def as_other() -> None:
-        os.environ["HOME"] = "/nonexistent"
-        leave_root()
-
     bench.start("readonly", MMEXPERT_KILL_AT="prune:8").wait()
     outputs = bench.folder / "outputs"
     modes = {path: path.stat().st_mode for path in [outputs, *outputs.rglob("*")] if path.is_dir()}
     for path in modes:
         path.chmod(0o555)
-    code = bench.start("readonly", before=as_other).wait()
-    new = bench.start("readonly_new", before=as_other).wait()
+    code = bench.start("readonly", before=obey_rights).wait()
+    new = bench.start("readonly_new", before=obey_rights).wait()
     for path, mode in modes.items():
         path.chmod(mode)
     return [code == 5 and bench.ends_equal("readonly"), new == 5]
@@ -162,8 +163,6 @@ def odd_names(bench: Bench) -> list[bool]:
             f"dataset.cache_dir='{folder / 'cache of clips'}'".replace(odd, quoted) if "cache_dir" in one else one for one in overrides
         ]
         codes = [forked_runs.train(folder, overrides, MMEXPERT_KILL_AT=kill).wait() for kill in ("rename:9", "")]
-        from kill_campaign import outcome
-
         runs = [path for path in (folder / "outputs" / odd).glob("*") if path.is_dir()]
         survived.append(codes == [-9, 0] and len(runs) == 1 and outcome(runs[0]) == bench.expected[1])
     return survived

@@ -17,7 +17,7 @@ import torch
 
 import mmexpert
 from mmexpert.command_line import prepare_arguments
-from mmexpert.config import check, instantiate
+from mmexpert.config import instantiate
 from mmexpert.data.arrays import ArrayFile
 from mmexpert.data.cache import damage
 from mmexpert.data.findings import DataFault
@@ -26,7 +26,7 @@ from mmexpert.engine.console import set_up_logging
 from mmexpert.engine.files import csv_cell
 from mmexpert.engine.report import write_report
 from mmexpert.engine.results import write_run_files
-from mmexpert.types import ConfigError, DataError, RunFolderError
+from mmexpert.types import ConfigError, RunFolderError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -72,7 +72,7 @@ def test_a_manifest_that_names_a_file_elsewhere_is_not_followed(tmp_path, name):
     disk.write_weights(folder / disk.MODEL, {"a": torch.ones(1)})
     entry = {"bytes": 1, "sha256": disk.sha256_file(tmp_path / "outside.pt")}
     disk.write_manifest(folder, {"format": 1, "step": 1, "epoch": 0, "processes": 1, "files": {name: entry}})
-    with pytest.raises(ValueError, match="step_00000001"):
+    with pytest.raises(ValueError, match="is missing|is not in the manifest"):
         disk.verified(folder)
 
 
@@ -115,11 +115,13 @@ def test_an_archive_that_declares_too_much_or_too_many_is_refused_before_it_is_u
     with zipfile.ZipFile(tmp_path / "many.npz", "w") as archive:
         for k in range(65):
             archive.writestr(f"m{k}.npy", stream.getvalue())
-    with zipfile.ZipFile(tmp_path / "huge.npz", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("range_time.npy", "w") as member:
-        np.lib.format.write_array_header_1_0(member, {"descr": "<f4", "fortran_order": False, "shape": (256, 2_500_000)})
-        for _ in range(45):
-            member.write(bytes(100 << 20))
-    assert (tmp_path / "huge.npz").stat().st_size < 6 << 20
+    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as archive:
+        archive.writestr("range_time.npy", stream.getvalue())
+        archive.writestr("doppler_time.npy", stream.getvalue())
+    content = bytearray((tmp_path / "huge.npz").read_bytes())
+    for at in [k for k in range(len(content)) if content[k : k + 4] == b"PK\x01\x02"]:
+        content[at + 24 : at + 28] = (3 << 30).to_bytes(4, "little")  # the directory declares 3 GiB each
+    (tmp_path / "huge.npz").write_bytes(content)
     for name, text in (("many.npz", "65 members"), ("huge.npz", "at most 64 and 4 GiB")):
         with pytest.raises(DataFault, match=text):
             ArrayFile(tmp_path / name, "range_time", "r1").array()
@@ -219,7 +221,8 @@ def test_captions_classes_and_run_names_become_neither_markup_nor_formulas(tmp_p
 
 
 @pytest.mark.parametrize(
-    "argument", ["tracker.api_key=abc", "+tracker={api_key: abc}", "++a.b.token=x", "tracker={mode: offline, password: 'p w'}", "DB_PASSWD=x"]
+    "argument",
+    ["tracker.api_key=abc", "+tracker={api_key: abc}", "++a.b.token=x", "tracker={mode: offline, password: 'p w'}", "DB_PASSWD=x"],
 )
 def test_a_secret_in_an_argument_is_refused_without_being_told(argument):
     with pytest.raises(ConfigError, match="a secret does not belong") as told:
@@ -237,8 +240,13 @@ def holders(folder):
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_planted_secret_is_in_no_file_of_the_outputs_folder_nor_on_the_screen(tmp_path, tiny, fails):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_API_KEY": SECRET, "MY_TOKEN": SECRET}
-    given = [*tiny, "trainer.max_steps=1", "name=s", f"+tracker.note=https://user:{SECRET}@host/x"]
-    given = [*tiny, "trainer.max_steps=1", "name=s", f"init_from=/nowhere/{SECRET}" if fails else f"trainer.monitor=[valid/RSum]", "resume=auto"]
+    given = [
+        *tiny,
+        "trainer.max_steps=1",
+        "name=s",
+        f"init_from=/nowhere/{SECRET}" if fails else "trainer.monitor=[valid/RSum]",
+        "resume=auto",
+    ]
     ended = subprocess.run(
         [sys.executable, "-m", "mmexpert.train", *given], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
     )
@@ -275,9 +283,3 @@ def test_no_file_of_the_package_unpacks_archives_or_runs_a_shell():
     for path in sorted((ROOT / "mmexpert").rglob("*.py")):
         text = path.read_text(encoding="utf-8")
         assert not [word for word in banned if word in text], path
-
-
-def test_part_errors_of_this_package_are_the_only_ones(tmp_path):
-    with pytest.raises(DataError):
-        raise DataFault("x", "outside_root")
-    assert check.__doc__

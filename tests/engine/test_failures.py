@@ -20,9 +20,9 @@ CPU = torch.device("cpu")
     ],
 )
 def test_out_of_memory_is_told_with_what_is_free_and_three_remedies(raised):
-    with pytest.raises(MemoryExhaustedError, match=r"GiB are free.*trainer.accumulation.*similarity=global.*batch_size") as told:
-        with translated(CPU, 1):
-            raise raised
+    words = r"GiB are free.*trainer.accumulation.*similarity=global.*batch_size"
+    with pytest.raises(MemoryExhaustedError, match=words) as told, translated(CPU, 1):
+        raise raised
     assert told.value.exit_code == 7
 
 
