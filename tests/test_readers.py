@@ -39,3 +39,18 @@ def test_the_sound_data_sets_of_the_corpus_have_no_error(family, tmp_path):
 
 def test_the_corpus_holds_at_least_40_files():
     assert len({(case.family, case.name) for case in broken_files.CORPUS}) == len(broken_files.CORPUS) >= 40
+
+
+FOUND = [  # by fuzzing: each came out as an error that is none of ours
+    ("submission", b'{"metric": []}'),
+    ("submission", b"[" * 100_000),
+    (".npy", b"\x93NUMPY\x01\x00\x06\x00\x00\x00\x00'''"),
+]
+
+
+@pytest.mark.parametrize("reader, content", FOUND)
+def test_what_fuzzing_has_found_stays_mended(reader, content, tmp_path):
+    try:
+        fuzz_readers.READERS[reader][0](tmp_path, content)
+    except fuzz_readers.MmexpertError as error:
+        assert str(error)
