@@ -27,7 +27,14 @@ Config = dict[str, Any]
 
 def build_dataset(cfg: Config, trust: Sequence[str] = ()) -> RecordDataset:
     """The data set; all its records are read and checked here."""
-    return instantiate(cfg["dataset"], "dataset", trust)
+    node = dict(cfg["dataset"])
+    kind = node.pop("fingerprint", "size")  # of the run, not of a data set's own reading
+    if kind not in ("size", "content"):
+        raise ConfigError(f"dataset.fingerprint={kind}: choose size or content")
+    dataset = instantiate(node, "dataset", trust)
+    if kind == "content":
+        dataset.content_roots = tuple(str(node[key]) for key in ("root", "image_root") if node.get(key))
+    return dataset
 
 
 def stored_preparation(cfg: Config, dataset: RecordDataset) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from mmexpert.command_line import composed, launch, trust_list
-from mmexpert.config import instantiate
 from mmexpert.types import DataError
 
 if TYPE_CHECKING:  # --help and a misspelt key must not wait for torch
@@ -56,12 +55,13 @@ def check_config(node: dict[str, Any], trust: Sequence[str], least_groups: int) 
 
     Unusable records are left out while it is built, so that all of them are found at once; the rest is read.
     """
+    from mmexpert.build import build_dataset
     from mmexpert.data.findings import DataFault, DataFaults
 
     if "on_error" in node:
         node = node | {"on_error": "skip"}
     try:
-        dataset = instantiate(node, "dataset", trust)
+        dataset = build_dataset({"dataset": node}, trust)
     except (DataFault, DataFaults) as fault:  # of the set as a whole: there is nothing to read
         faults = fault.faults if isinstance(fault, DataFaults) else (fault,)
         name = hashlib.sha256(json.dumps(node, sort_keys=True, default=str).encode()).hexdigest()

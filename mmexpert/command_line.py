@@ -1,5 +1,6 @@
 """What stands between the shell and Hydra: quoting of arguments, the run folder's name, errors as messages with exit codes."""
 
+import errno
 import hashlib
 import os
 import re
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 from mmexpert.config import CONF_DIR, NOT_HASHED, suggest, trusted
-from mmexpert.types import ConfigError, MmexpertError, SweepError
+from mmexpert.engine.secrets import SECRET, mask_text
+from mmexpert.types import ConfigError, MmexpertError, StorageError, SweepError
 
 FREE_KEYS = ("run", "index", "images", "texts", "clips", "image", "text", "clip", "features", "check", "out", "init_from")
 """Keys whose values are paths or sentences: quoted for Hydra's grammar whatever they hold."""
@@ -37,8 +39,9 @@ OLD_FLAGS = {
 trust_list: list[str] = []
 """What trust=[...] on the command line names; kept out of every config, so that none can widen it."""
 
-_SECRET = re.compile(r"(^|[._\-])(token|secret|password|passwd|credentials?)$|(api|access|private)_?key$", re.IGNORECASE)
+_INNER = re.compile(r"[\w.\-]+(?=\s*:\s*[^\s,}\]])")  # keys of {key: value} with a value
 _MAX_NAME = 120
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # Hydra makes the folder before there is a run
 
 
 def prepare_arguments(argv: Sequence[str]) -> list[str]:
@@ -53,8 +56,10 @@ def _prepare(argument: str) -> str:
     if not separator or argument.startswith("-"):
         return argument
     plain_key = key.lstrip("+~")
-    if _SECRET.search(plain_key) and value not in ("", "null", "***"):
-        raise ConfigError(f"{plain_key}: a secret does not belong on a command line, which is stored; set it in the environment instead")
+    inner = [key for key in _INNER.findall(value) if SECRET.search(key)] if "{" in value else []
+    if inner or SECRET.search(plain_key) and value not in ("", "null", "***"):
+        full = ".".join([plain_key, *inner[:1]])
+        raise ConfigError(f"{full}: a secret does not belong on a command line, which is stored; set it in the environment instead")
     quoted = value[:1] in ("'", '"') and value[-1:] == value[:1]
     bracketed = value[:1] in ("[", "{") or "(" in value
     if quoted or (bracketed and plain_key not in FREE_KEYS):
@@ -149,6 +154,8 @@ def launch(application: Callable[[], object]) -> None:
             _end(
                 f"SweepError: {failed} jobs failed; the same command again runs only what is missing\n{ended_jobs()}", SweepError.exit_code
             )
+        if isinstance(error, OSError) and error.errno in _NOT_WRITABLE and not verbose:
+            _end(f"StorageError: {error}; free space, or start where outputs/ can be written", StorageError.exit_code)
         if verbose or describe(error) is None:
             raise
         _end(str(describe(error)), getattr(error, "exit_code", ConfigError.exit_code))
@@ -233,5 +240,5 @@ def _near_keys(key: str) -> str:
 
 
 def _end(message: str, code: int) -> None:
-    sys.stderr.write(message + "\n")
+    sys.stderr.write(mask_text(message) + "\n")
     raise SystemExit(code)

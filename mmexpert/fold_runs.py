@@ -8,7 +8,7 @@ from mmexpert.engine.console import fold_table
 from mmexpert.engine.files import write_atomic
 from mmexpert.engine.folds import Fold, chosen_folds
 from mmexpert.engine.folds_file import write_class_table
-from mmexpert.engine.lock import RunLock
+from mmexpert.engine.lock import RunLock, holder
 from mmexpert.engine.report import write_report
 from mmexpert.engine.results import read_json
 from mmexpert.engine.runtime import Ranks, on_first_rank
@@ -30,6 +30,16 @@ def run_folds(session: Session, folds: Sequence[Fold], accelerator: Any, train: 
     restart: makes the Accelerator of the next fold. A failed fold does not stop the others (with one process): its error is raised at
     the end. Raises RunFolderError where cv.fold is one number and that fold is held.
     """
+    ranks = Ranks(accelerator)
+    try:
+        return _run_folds(session, folds, accelerator, train, restart)
+    except (SystemExit, KeyboardInterrupt) as stop:
+        if ranks.rank == 0:
+            _write_state(session, "stopped", getattr(stop, "code", 130))
+        raise
+
+
+def _run_folds(session: Session, folds: Sequence[Fold], accelerator: Any, train: Train, restart: Callable[[], Any]) -> float | None:
     ranks = Ranks(accelerator)
     on_first_rank(ranks, lambda: _begin(session))
     wanted = chosen_folds(list(folds), session.cv)
@@ -64,7 +74,7 @@ def _refit(session: Session, folds: Sequence[Fold], accelerator: Any, train: Tra
         error = _locked_fold(final_session(session, folds), fold, len(folds), accelerator, train)
         if error is not None:
             raise error
-    on_first_rank(ranks, lambda: _write_state(session, True))
+    on_first_rank(ranks, lambda: _write_state(session, "done", 0))
 
 
 def _locked_fold(session: Session, fold: Fold, count: int, accelerator: Any, train: Train) -> Exception | None:
@@ -141,12 +151,26 @@ def _ended(session: Session, place: str) -> bool:
 def _sum_up(session: Session) -> dict[str, Any]:
     summary = aggregate(session.folder)
     write_atomic(session.folder / "result.txt", "\n".join(["", *fold_table(summary)]) + "\n")
-    _write_state(session, summary["state"] == "done" and (not session.cv.refit or _ended(session, PLACE)))
+    done = summary["state"] == "done" and (not session.cv.refit or _ended(session, PLACE))
+    _write_state(session, "done" if done else "", 0)
     return summary
 
 
-def _write_state(session: Session, done: bool) -> None:
-    status = (
-        Status("done", session.hash, session.fingerprint, exit_code=0) if done else Status("running", session.hash, session.fingerprint)
-    )
+def _write_state(session: Session, state: str, code: int) -> None:
+    """The run's status.json out of its folds'. state: done | stopped (by a signal) | empty: some folds have not been run yet.
+
+    Then it runs while another process holds a fold, has failed where a fold has, and is stopped otherwise: cv.fold, or a process that
+    was killed; the same command takes up what is missing.
+    """
+    folders = [*sorted(session.folder.glob("fold_*")), *session.folder.glob(PLACE)]
+    states = [status for folder in folders if (status := read_status(folder)) is not None]
+    failed = next((status for status in states if status.state == "failed"), None)
+    held = any(holder(folder) for folder in folders)
+    status = Status(state or ("running" if held else "failed" if failed else "stopped"), session.hash, session.fingerprint)
+    status.seconds = round(sum(fold.seconds for fold in states), 1)
+    status.resumes = [row for fold in states for row in fold.resumes]
+    if status.state == "failed":
+        status.exit_code, status.error = failed.exit_code, failed.error
+    elif status.state != "running":
+        status.exit_code, status.stopped = code, "signal" if state == "stopped" else None
     write_status(session.folder, status)

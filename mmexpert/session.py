@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-
 from mmexpert import build
 from mmexpert.config import instantiate
 from mmexpert.data.records import RecordDataset
@@ -16,6 +14,7 @@ from mmexpert.engine.blocks import prepare_blocks
 from mmexpert.engine.chance import chance_loss, contrastive_rows
 from mmexpert.engine.checkpoint import Checkpoints, KeepSettings
 from mmexpert.engine.console import Console
+from mmexpert.engine.evidence import Evidence
 from mmexpert.engine.folds import CvSettings
 from mmexpert.engine.loop import FitSettings
 from mmexpert.engine.meter import Meter
@@ -23,6 +22,7 @@ from mmexpert.engine.progress import Choice
 from mmexpert.engine.results import versions, write_data_report
 from mmexpert.engine.runtime import Ranks, Run
 from mmexpert.engine.stamps import stamps, told
+from mmexpert.engine.step_folder import read_weights
 from mmexpert.engine.tracking import Tracker
 from mmexpert.engine.watch import Watch, WatchSettings
 from mmexpert.losses.tiling import Tiling
@@ -46,7 +46,9 @@ class Session:
     fingerprint: str
 
 
-def open_run(session: Session, folder: Path, prefix: str, accelerator: Any, loaders: Any, objective: Any) -> tuple[Run, FitSettings]:
+def open_run(
+    session: Session, folder: Path, prefix: str, accelerator: Any, loaders: Any, objective: Any, optimizer: Any
+) -> tuple[Run, FitSettings]:
     """What the loop needs beside model and data."""
     cfg, trainer, ranks = session.cfg, session.cfg["trainer"], Ranks(accelerator)
     total, epochs = build.run_length(cfg, loaders.steps_per_epoch)
@@ -68,7 +70,9 @@ def open_run(session: Session, folder: Path, prefix: str, accelerator: Any, load
     console = Console(prefix, loaders.steps_per_epoch, shown)
     meter = Meter(tracker, console, ranks, accelerator.device, trainer["log_every"], trainer["batch_size"], contrastive_rows(trainer))
     poll = trainer["poll_every"] or (10 if accelerator.device.type == "cuda" else 1)
-    watch = Watch(accelerator, WatchSettings(trainer["nonfinite"], trainer["nonfinite_budget"], poll), checkpoints.minutes_due)
+    records = loaders.dataset.records
+    evidence = Evidence(folder, ranks, lambda ids: [records[i].id for i in ids], lambda: scales_and_rates(objective, optimizer))
+    watch = Watch(accelerator, WatchSettings(trainer["nonfinite"], trainer["nonfinite_budget"], poll), checkpoints.minutes_due, evidence)
     has_valid = bool(loaders.parts["valid"])
     limit = trainer["max_grad_norm"] if trainer["max_grad_norm"] is not None else float("inf")
     prepare_blocks(objective.model, trainer["grad_checkpointing"], trainer["compile"])
@@ -134,6 +138,12 @@ def start_line(
     write_data_report(session.folder, report, dataset.exclusions.dropped)
 
 
+def scales_and_rates(objective: Any, optimizer: Any) -> dict[str, float]:
+    """Learned scales and biases, and the rate of each parameter group, by their logged names."""
+    scales = {name: float(value) for name, value in objective.scales().items()}
+    return scales | {f"lr/{group['name']}": float(group["lr"]) for group in optimizer.param_groups}
+
+
 def load_initial(objective: Any, source: Path, strict: bool) -> None:
     """Weights by name from a run, checkpoint or model folder. Raises RunFolderError for names that one side lacks, unless not strict."""
     candidates = [
@@ -144,7 +154,7 @@ def load_initial(objective: Any, source: Path, strict: bool) -> None:
     path = next((path for path in candidates if path.exists()), None)
     if path is None:
         raise RunFolderError(f"init_from={source}: no model.safetensors there, in checkpoints/best or in model/")
-    missing, unexpected = objective.load_state_dict(load_file(path), strict=False)
+    missing, unexpected = objective.load_state_dict(read_weights(path.parent), strict=False)
     if missing or unexpected:
         message = f"init_from={source}: missing {missing[:5]} ({len(missing)}), unexpected {unexpected[:5]} ({len(unexpected)})"
         if strict:

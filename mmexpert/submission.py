@@ -86,7 +86,7 @@ def read_submission(path: Path) -> Submitted:
         return Submitted(path, json.loads(raw, object_pairs_hook=unique), len(raw))
     except FileNotFoundError as error:
         raise DataError(f"check={path}: there is no such file") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"{path}: no JSON ({error})") from error
 
 
@@ -106,7 +106,7 @@ def faults_of(files: Sequence[Submitted], annotations: Annotations) -> list[str]
             found.append(f"{file.path}: a {type(file.content).__name__}, expected a dict")
             continue
         metric = file.content.get("metric")
-        if metric in by_metric:
+        if isinstance(metric, str) and metric in by_metric:
             found.append(f"{file.path}: metric {metric!r}, as in {by_metric[metric].path}; expected one of each")
         if isinstance(metric, str):
             by_metric.setdefault(metric, file)
@@ -123,7 +123,7 @@ def _file_faults(file: Submitted, annotations: Annotations) -> list[str]:
     if content.get("version") != VERSION:
         found.append(f"{file.path}: version is {content.get('version')!r}, expected {VERSION!r}")
     metric = content.get("metric")
-    if metric not in LENGTHS:
+    if not isinstance(metric, str) or metric not in LENGTHS:
         found.append(f"{file.path}: metric is {metric!r}, expected {' or '.join(map(repr, LENGTHS))}")
         metric = "recall_subset" if FILES["recall_subset"] in file.path.name else "recall"  # so that its rows are looked at too
     queries = {str(query.pairid): query for query in annotations.queries}

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from mmexpert.command_line import help_text, launch, trust_list
 from mmexpert.config import CONF_DIR, NOT_HASHED, check
 from mmexpert.engine.lock import RunLock
-from mmexpert.engine.status import Status, config_difference, config_hash, read_status
+from mmexpert.engine.status import Status, config_difference, config_hash, read_status, trained
 from mmexpert.types import RunFolderError
 
 log = logging.getLogger(__name__)
@@ -28,10 +28,16 @@ log = logging.getLogger(__name__)
 def application(cfg: DictConfig) -> float | None:
     """One job: returns the best value of the first monitored key, for sweepers."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)  # without Hydra's time stamps
-    plain = check(cfg)
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
-    overrides = list(hydra_config.overrides.task)
+    try:
+        return run_job(check(cfg), folder, list(hydra_config.overrides.task))
+    finally:
+        remove_empty(folder)
+
+
+def run_job(plain: dict[str, Any], folder: Path, overrides: list[str]) -> float | None:
+    """A checked configuration from the state of its folder to its result."""
     status = prepare_folder(folder, plain)
     if plain["dry_run"]:
         log.info("folder %s | state %s | %s", folder, status.state if status else "absent", " ".join(overrides) or "defaults")
@@ -42,6 +48,15 @@ def application(cfg: DictConfig) -> float | None:
     from mmexpert.training import train_run
 
     return train_run(plain, folder, overrides, tuple(trust_list))
+
+
+def remove_empty(folder: Path) -> None:
+    """Takes away the folder that Hydra has made before the job, and the name's above it, where nothing has been written."""
+    for path in (folder, folder.parent):
+        try:
+            path.rmdir()
+        except OSError:  # not empty, or another process's by now
+            return
 
 
 def prepare_folder(folder: Path, plain: dict[str, Any]) -> Status | None:
@@ -59,6 +74,8 @@ def prepare_folder(folder: Path, plain: dict[str, Any]) -> Status | None:
             put_aside(folder)
         return None
     if status.config_hash != config_hash(plain, NOT_HASHED):
+        if status.state == "failed" and not trained(folder):
+            return None  # it failed before its first checkpoint: there is nothing to mix up with
         rows = config_difference(stored_config(folder), plain, NOT_HASHED)
         table = "\n".join(f"  {key}: stored {stored!r}, now {now!r}" for key, stored, now in rows)
         raise RunFolderError(

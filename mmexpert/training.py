@@ -9,28 +9,32 @@ from typing import Any
 
 from mmexpert import build
 from mmexpert.config import NOT_HASHED, instantiate
+from mmexpert.data.records import content_lines
 from mmexpert.engine.chance import chance_loss, contrastive_rows
 from mmexpert.engine.class_merge import without_small
 from mmexpert.engine.console import set_up_logging
+from mmexpert.engine.data_records import keep_records
 from mmexpert.engine.export import save_model, save_pth
+from mmexpert.engine.failures import translated
 from mmexpert.engine.finish import Finished, load_best, score_parts, write_results
 from mmexpert.engine.folds import Fold, fold_seed
 from mmexpert.engine.folds_file import settle_folds
-from mmexpert.engine.lock import RunLock
+from mmexpert.engine.foresight import foresee_monitors
+from mmexpert.engine.lock import RunLock, holder
 from mmexpert.engine.loop import fit
 from mmexpert.engine.progress import Progress
 from mmexpert.engine.report import write_report
 from mmexpert.engine.results import provenance, read_json, versions, write_run_files
-from mmexpert.engine.runtime import LaunchSettings, Ranks, adopt_slurm, launch, on_first_rank, seed_all, seed_rank
+from mmexpert.engine.runtime import LaunchSettings, Ranks, adopt_slurm, check_shared, launch, on_first_rank, seed_all, seed_rank
 from mmexpert.engine.stamps import stamps
-from mmexpert.engine.status import Status, config_hash, read_status, write_status
+from mmexpert.engine.status import Status, config_hash, note_failure, read_status, told_error, trained, write_status
 from mmexpert.engine.step_folder import newest_position
 from mmexpert.engine.tracking import NAMES
 from mmexpert.fold_runs import run_folds
 from mmexpert.fold_workers import check_workers
 from mmexpert.nested import nested_train
 from mmexpert.session import Session, load_initial, open_run, start_line
-from mmexpert.types import ConfigError, RunFolderError
+from mmexpert.types import ConfigError, MmexpertError, RunFolderError, StorageError
 
 log = logging.getLogger(__name__)
 Config = dict[str, Any]
@@ -43,7 +47,7 @@ def train_run(cfg: Config, folder: Path, overrides: list[str], trust: Sequence[s
     ranks = Ranks(accelerator)
     set_up_logging(folder, ranks.rank)
     if cfg["cv"]["splitter"] is not None:  # each fold has a lock of its own: several processes may share a cross-validation
-        session = open_session(cfg, folder, overrides, trust, ranks)
+        session = open_noted(cfg, folder, overrides, trust, ranks)
         folds = on_first_rank(ranks, lambda: settle_folds(folder, session.dataset, session.cv))
         train, restart = train_fold, lambda: start_accelerator(cfg, folder)
         if session.cv.grid is not None:
@@ -52,7 +56,7 @@ def train_run(cfg: Config, folder: Path, overrides: list[str], trust: Sequence[s
     lock = RunLock(folder)
     on_first_rank(ranks, lambda: lock.acquire() and None)
     try:
-        session = open_session(cfg, folder, overrides, trust, ranks)
+        session = open_noted(cfg, folder, overrides, trust, ranks)
         (fold,) = on_first_rank(ranks, lambda: settle_folds(folder, session.dataset, session.cv))
         value = train_fold(session, fold, 1, accelerator)
         on_first_rank(ranks, lambda: write_report(folder))
@@ -76,9 +80,21 @@ def start_accelerator(cfg: Config, folder: Path) -> Any:
     return launch(settings, NAMES.get(log_with) if log_with else None, folder)
 
 
+def open_noted(cfg: Config, folder: Path, overrides: list[str], trust: Sequence[str], ranks: Ranks) -> Session:
+    """open_session; what it raises stands in status.json too, but where another process is at work in the folder."""
+    try:
+        return open_session(cfg, folder, overrides, trust, ranks)
+    except MmexpertError as error:
+        others = any(holder(path.parent) for path in folder.glob("fold_*/.lock"))
+        if ranks.rank == 0 and not others and not isinstance(error, StorageError):
+            note_failure(folder, config_hash(cfg, NOT_HASHED), error)
+        raise
+
+
 def open_session(cfg: Config, folder: Path, overrides: list[str], trust: Sequence[str], ranks: Ranks) -> Session:
     """Builds the data set (rank 0 first: it may have to be simulated), writes the run's files, compares fingerprints."""
     digest = config_hash(cfg, NOT_HASHED)
+    check_shared(folder, ranks)
     if ranks.rank == 0:
         write_run_files(folder, cfg, overrides, digest, ranks.processes)
     dataset = on_first_rank(ranks, lambda: build.build_dataset(cfg, trust), share=False)
@@ -91,6 +107,7 @@ def open_session(cfg: Config, folder: Path, overrides: list[str], trust: Sequenc
 
         on_first_rank(ranks, lambda: require_sound(dataset))
     fingerprint = dataset.fingerprint()
+    on_first_rank(ranks, lambda: keep_records(folder, fingerprint, [*dataset.fingerprint_lines(), *content_lines(dataset.content_roots)]))
     cv = instantiate(cfg["cv"], "cv", trust)
     check_workers(cv, ranks.processes)
     if cv.selection == "last" and cfg["trainer"]["early_stopping"]["patience"]:
@@ -106,7 +123,7 @@ def train_fold(session: Session, fold: Fold, count: int, accelerator: Any) -> fl
     if status is not None and status.state == "done" and status.config_hash == session.hash:
         log.info("%s is finished", folder.name)
         return read_json(folder / "metrics.json").get("best_value")
-    if status is not None and status.fingerprint and status.fingerprint != session.fingerprint:
+    if status is not None and status.fingerprint and status.fingerprint != session.fingerprint and trained(folder):
         raise RunFolderError(f"{folder}: the data has changed since the run began; choose another name=, or resume=never")
     if folder != session.folder and ranks.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +135,8 @@ def train_fold(session: Session, fold: Fold, count: int, accelerator: Any) -> fl
         write_status(folder, status)
     progress = None
     try:
-        progress, finished = _train(session, fold, folder, fold.prefix(count), accelerator, status, started)
+        with translated(accelerator.device, ranks.processes):
+            progress, finished = _train(session, fold, folder, fold.prefix(count), accelerator, status, started)
         status.state, status.stopped, status.exit_code = "done", "epochs" if progress.patience_left else "early", 0
         status.epoch, status.step, status.best_epoch = progress.epoch, progress.step, finished.metrics["best_epoch"]
         return finished.best_value
@@ -129,7 +147,7 @@ def train_fold(session: Session, fold: Fold, count: int, accelerator: Any) -> fl
         raise
     except Exception as error:
         status.state, status.exit_code = "failed", getattr(error, "exit_code", 1)
-        status.error = {"type": type(error).__name__, "message": str(error)[:2000]}
+        status.error = told_error(error)
         raise
     finally:
         status.seconds = round(before + time.monotonic() - started, 1)
@@ -162,13 +180,16 @@ def _train(
     loaders = build.build_loaders(cfg, served, parts, tokens, seed, place)
     optimizer, schedule = build.build_optimizer(cfg, objective, loaders.steps_per_epoch)
     evaluator = build.build_evaluator(cfg, session.trust)
-    run, settings = open_run(session, folder, prefix, accelerator, loaders, objective)
+    run, settings = open_run(session, folder, prefix, accelerator, loaders, objective, optimizer)
     run.checkpoints.extra["preparation"] = build.stored_preparation(cfg, dataset)
     if ranks.rank == 0 and fold.number < 2 and not fold.place:
         start_line(session, ranks, accelerator, objective, parts, tokenizer, texts)
     try:
         with run.watch:
             loaders.on_batch = run.watch.poll
+            if settings.monitors and not trained(folder):
+                wanted = [*settings.monitors, cfg["trainer"]["early_stopping"]["monitor"]]
+                foresee_monitors(wanted, objective, loaders, evaluator, accelerator)
             progress = fit(objective, loaders, evaluator, optimizer, schedule, settings, run)
             weights = load_best(objective, run.checkpoints, session.cv.selection == "last")
             wanted = [*cfg["final_parts"], *([] if parts["test"] else ["valid"]), *(["external"] if fold.external else [])]

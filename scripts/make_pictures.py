@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 
+from mmexpert.build import build_dataset
 from mmexpert.command_line import composed
 from mmexpert.config import instantiate
 
@@ -34,7 +36,8 @@ def simulated(cache: str) -> tuple[dict[str, np.ndarray], str, float]:
 def real(root: str, cache: str) -> tuple[dict[str, np.ndarray], str, float]:
     """Views of 300 frames of a RadHAR session, moving points only."""
     given = [f"root={root}", f"cache_dir={cache}", "window=300", "augmentation=null"]
-    dataset = instantiate(composed("dataset=radhar", *(f"dataset.{override}" for override in given)).dataset, "dataset")
+    node = composed("dataset=radhar", *(f"dataset.{override}" for override in given)).dataset
+    dataset = build_dataset({"dataset": OmegaConf.to_container(node, resolve=True)})
     index = next(i for i, record in enumerate(dataset.records) if record.id.startswith("jack/"))
     return dataset[(index, -1, 0)]["radar"], dataset.records[index].id, 30.0
 

@@ -186,3 +186,34 @@ def test_a_stop_signal_reaches_every_worker_and_no_further_fold_begins(tmp_path,
     with pytest.raises(SystemExit) as ended:
         fold_workers.run_workers(session(tmp_path), [1, 2], 1)
     assert ended.value.code == 143 and [path.name for path in tmp_path.glob("ran*")] == ["ran1"]
+
+
+@pytest.mark.parametrize(
+    "states, hold, expected",
+    [
+        (["done", None], False, ("stopped", 0)),  # cv.fold=1 has ended, nobody works on the rest
+        (["done", "failed"], False, ("failed", 3)),
+        (["done", "running"], True, ("running", None)),
+        (["done", "running"], False, ("stopped", 0)),  # the process that ran it was killed
+    ],
+)
+def test_a_run_of_which_only_some_folds_are_done_says_where_it_stands(tmp_path, monkeypatch, states, hold, expected):
+    for number, state in enumerate(states, 1):
+        (tmp_path / f"fold_{number}").mkdir()
+        if state:
+            code = {"done": 0, "failed": 3}.get(state)
+            write_status(tmp_path / f"fold_{number}", Status(state, "c0ffee", "da7a", exit_code=code, seconds=2.0))
+    monkeypatch.setattr(fold_runs, "holder", lambda folder: {"pid": 1} if hold and folder.name == "fold_2" else None)
+    fold_runs._write_state(session(tmp_path), "", 0)
+    status = read_status(tmp_path)
+    assert (status.state, status.exit_code) == expected and status.seconds == 2.0 * sum(state is not None for state in states)
+
+
+def test_a_stop_signal_in_a_fold_stands_in_the_runs_status(tmp_path, folds):
+    def train(*_):
+        raise SystemExit(143)
+
+    with pytest.raises(SystemExit):
+        run(folds, session(tmp_path), train)
+    status = read_status(tmp_path)
+    assert (status.state, status.stopped, status.exit_code) == ("stopped", "signal", 143)

@@ -5,6 +5,7 @@ DataFault that names the file.
 """
 
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -21,6 +22,10 @@ from mmexpert.types import DataError
 
 Header = tuple[tuple[int, ...], np.dtype]
 _MOST_MEMBERS, _MOST_BYTES = 64, 4 << 30  # declared by an .npz: a few kB can unpack to anything
+_DAMAGE = (
+    *(ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error),
+    *(tokenize.TokenError, SyntaxError, OverflowError, TypeError, RecursionError, NotImplementedError, RuntimeError),  # of spoilt headers
+)
 _SAFETENSORS = {"F64": "f8", "F32": "f4", "F16": "f2", "U8": "u1", "I8": "i1", "I16": "i2", "I32": "i4", "I64": "i8"}
 
 
@@ -73,7 +78,7 @@ class ArrayFile:
             yield
         except FileNotFoundError as error:
             raise self.fault("missing_file", "there is no such file; add it, or take the record out") from error
-        except (ValueError, EOFError, OSError, SafetensorError, zipfile.BadZipFile, zlib.error) as error:
+        except (*_DAMAGE, SafetensorError) as error:
             size = self.path.stat().st_size if self.path.is_file() else 0
             if size == 0:
                 raise self.fault("empty_file", "the file is empty; write it again") from error

@@ -5,11 +5,13 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
+from mmexpert.data.cache import file_digest
 from mmexpert.types import ClassTable, ConfigError, DataError
 
 Draw = tuple[int, int, int]
@@ -48,13 +50,15 @@ class RecordDataset(Dataset):
 
     records: any order; sorted by id here. positives: instance | text | label | group. hard_kinds: kinds of hard captions.
     together: ids that a training batch must keep side by side (pairs), or None. balance_settings: data.balance.BalanceSettings of a
-    set with classes, or None. merged: classes that a run has made one (`other`). groups: declared | none declared (each record is its
-    own by the user's word) | unknown.
+    set with classes, or None. content_roots: folders whose files' bytes belong to the fingerprint
+    (dataset.fingerprint=content). merged: classes that a run has made one (`other`). groups: declared | none declared (each record is
+    its own by the user's word) | unknown.
     """
 
     hard_kinds: tuple[str, ...] = ()
     together: list[tuple[str, ...]] | None = None
     balance_settings: Any = None
+    content_roots: tuple[str, ...] = ()
     merged: tuple[str, ...] = ()
     groups: str = "declared"
 
@@ -116,13 +120,24 @@ class RecordDataset(Dataset):
     def fingerprint(self) -> str:
         """SHA-256 over the sorted records: id, split, label, group, texts and bytes; no modification times."""
         digest = hashlib.sha256()
-        for line in self.fingerprint_lines():
+        for line in [*self.fingerprint_lines(), *content_lines(self.content_roots)]:
             digest.update(line.encode() + b"\n")
         return digest.hexdigest()
 
     def fingerprint_lines(self) -> list[str]:
         """One line a record: a stored run compares them to name the records that changed."""
         return ["\t".join([r.id, r.split, str(r.label), r.group, "|".join(r.captions), r.text_key, str(r.size)]) for r in self.records]
+
+
+def content_lines(roots: Sequence[str]) -> list[str]:
+    """One line a file below the roots, hidden ones left out: relative path and SHA-256 of its bytes."""
+    lines = []
+    for root in map(Path, roots):
+        for path in sorted(root.rglob("*")):
+            name = path.relative_to(root)
+            if path.is_file() and not any(part.startswith(".") for part in name.parts):
+                lines.append(f"{name.as_posix()}\t{file_digest(path)}")
+    return lines
 
 
 def one_caption_each(record: Record) -> list[Record]:

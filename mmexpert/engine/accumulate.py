@@ -20,9 +20,9 @@ Losses = dict[str, Tensor]
 
 
 class Accumulation(Protocol):
-    """Goes backward through a window and yields (loss terms, their rows) to be logged: once, or once a micro-batch."""
+    """Goes backward through a window and yields (loss terms, ids of their rows) to be logged: once, or once a micro-batch."""
 
-    def __call__(self, objective: nn.Module, module: Objective, window: list[Batch]) -> Iterator[tuple[Losses, int]]:
+    def __call__(self, objective: nn.Module, module: Objective, window: list[Batch]) -> Iterator[tuple[Losses, Tensor]]:
         """objective: as wrapped for several processes; module: without the wrapping; window: micro-batches of one step."""
 
 
@@ -32,13 +32,13 @@ class Gradients:
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
 
-    def __call__(self, objective: nn.Module, module: Objective, window: list[Batch]) -> Iterator[tuple[Losses, int]]:
+    def __call__(self, objective: nn.Module, module: Objective, window: list[Batch]) -> Iterator[tuple[Losses, Tensor]]:
         """As Accumulation: one row of losses a micro-batch."""
         for batch in window:
             with self.accelerator.accumulate(objective):  # gradients travel in the last one only
                 losses, _ = objective(batch)  # never .forward: DDP's hooks hang on the call
                 self.accelerator.backward(losses["loss_total"])
-            yield losses, len(batch["id"])
+            yield losses, batch["id"]
 
 
 class Features:
@@ -52,7 +52,7 @@ class Features:
         self.accelerator = accelerator
         self.checked = False
 
-    def __call__(self, objective: nn.Module, module: Objective, window: list[Batch]) -> Iterator[tuple[Losses, int]]:
+    def __call__(self, objective: nn.Module, module: Objective, window: list[Batch]) -> Iterator[tuple[Losses, Tensor]]:
         """As Accumulation: one row of losses a step."""
         states, pairs = [], []
         for batch in window:
@@ -69,7 +69,7 @@ class Features:
                     surrogate.backward()  # the loss was scaled (fp16) when its gradients were made: neither again nor over A
         random_state.restore(after)
         self.checked = True
-        yield losses, sum(len(batch["id"]) for batch in window)
+        yield losses, torch.cat([batch["id"] for batch in window])
 
     def _loss(self, module: Objective, pairs: list[Pair], window: list[Batch]) -> tuple[Losses, list["Pull"]]:
         """The loss of all rows at once, and what brings its gradient to each micro-batch."""

@@ -8,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mmexpert.engine.external import line
+from mmexpert.engine.secrets import mask_text
 
 log = logging.getLogger(__name__)
 _CLASS_METRICS = (
@@ -24,6 +25,14 @@ _CLASS_METRICS = (
 _SHORT = {"loss": "loss_total", "cls": "loss_class", "clip": "loss_clip", "seq": "loss_seq"}
 
 
+class Masked(logging.Formatter):
+    """Lines, tracebacks included, without secrets of the environment."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line (logging's call)."""
+        return mask_text(super().format(record))
+
+
 def set_up_logging(folder: Path, rank: int) -> None:
     """Messages of the package to the screen (rank 0) and to log.txt (log_rankN.txt on other ranks)."""
     root = logging.getLogger()
@@ -33,11 +42,11 @@ def set_up_logging(folder: Path, rank: int) -> None:
         handler.close()
     folder.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(folder / ("log.txt" if rank == 0 else f"log_rank{rank}.txt"), encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    file.setFormatter(Masked("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root.addHandler(file)
     if rank == 0:
         screen = logging.StreamHandler(sys.stdout)
-        screen.setFormatter(logging.Formatter("%(message)s"))
+        screen.setFormatter(Masked("%(message)s"))
         root.addHandler(screen)
     for noisy in ("httpx", "urllib3", "matplotlib", "transformers", "accelerate", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

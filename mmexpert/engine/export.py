@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmexpert.engine.files import fsync_path, plain, sha256_file, strict_json, write_atomic
-from mmexpert.engine.results import masked, versions
+from mmexpert.engine.results import versions
+from mmexpert.engine.secrets import masked
 from mmexpert.engine.step_folder import read_weights
 from mmexpert.types import ClassTable, StorageError
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from mmexpert.data.loaders import Loaders
 from mmexpert.engine.accumulate import Accumulation
+from mmexpert.engine.evidence import clip_gradients
 from mmexpert.engine.progress import Progress
 from mmexpert.engine.runtime import Run
 
@@ -57,10 +58,12 @@ def fit(
         windows = loaders.train(progress.epoch, progress.step_in_epoch)  # order = f(seed, epoch): skipping costs nothing
         run.checkpoints.restore_random()  # after the iterator, which may draw; nothing the second time
         for window in run.meter.timed(islice(windows, settings.total_steps - progress.step)):
-            for losses, rows in settings.accumulation(objective, module, window):  # forward and backward, engine/accumulate.py
-                progress.add(losses, rows)  # tensors: .item() here would wait for the device
-            norm = accelerator.clip_grad_norm_(objective.parameters(), settings.max_grad_norm)  # inf only measures
-            verdict = run.watch.agree(losses, norm, progress)  # one all-reduce a step: finite everywhere? asked to stop?
+            for losses, ids in settings.accumulation(objective, module, window):  # forward and backward, engine/accumulate.py
+                progress.add(losses, len(ids))  # tensors: .item() here would wait for the device
+                run.watch.see(ids, losses)
+            gradients = clip_gradients(accelerator, module, settings.max_grad_norm)  # inf only measures
+            norm = gradients.total
+            verdict = run.watch.agree(gradients, progress)  # one all-reduce a step: finite everywhere? asked to stop?
             run.watch.guard(optimizer.optimizer, norm)
             if verdict.finite:
                 optimizer.step()

@@ -2,9 +2,7 @@
 
 import importlib.metadata
 import json
-import os
 import platform
-import re
 import shlex
 import socket
 import subprocess
@@ -14,8 +12,8 @@ from typing import Any
 import torch
 
 from mmexpert.engine.files import csv_text, sha256_file, strict_json, write_atomic
+from mmexpert.engine.secrets import mask_text, masked
 
-_SECRET = re.compile(r"(^|[._\-])(token|secret|password|passwd|credentials?)$|(api|access|private)_?key$", re.IGNORECASE)
 _LIBRARIES = ("torch", "numpy", "accelerate", "transformers", "hydra-core", "scikit-learn", "safetensors", "timm")
 
 
@@ -28,25 +26,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-def masked(value: Any, key: str = "") -> Any:
-    """The same nested data with *** for values of secret keys and for values of environment variables so named."""
-    if isinstance(value, dict):
-        return {name: masked(inner, str(name)) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [masked(inner, key) for inner in value]
-    if isinstance(value, str):
-        return "***" if _SECRET.search(key) and value else mask_text(value)
-    return value
-
-
-def mask_text(text: str) -> str:
-    """A text without secrets of the environment (values of 8 characters and more)."""
-    for name, value in os.environ.items():
-        if len(value) >= 8 and _SECRET.search(name):
-            text = text.replace(value, "***")
-    return re.sub(r"(https?://)[^/@\s]+@", r"\1", text)
 
 
 def write_run_files(folder: Path, config: dict[str, Any], overrides: list[str], config_hash: str, processes: int) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -138,6 +140,30 @@ def check_processes(have: int, world: int, expected: int | None) -> None:
             f"expect_processes={expected}, but {have} process(es) run. `accelerate launch --cpu --num_processes {expected}` starts one: "
             f"use torchrun --nproc_per_node {expected}"
         )
+
+
+def check_shared(folder: Path, ranks: Ranks, seconds: float = 30) -> None:
+    """Every rank must see a file that rank 0 has just written. Raises ProcessError on all: outputs/ on a local disk of each node."""
+    if ranks.processes == 1:
+        return
+
+    def write() -> str:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{secrets.token_hex(4)}"
+        probe.touch()
+        return probe.name
+
+    probe = folder / on_first_rank(ranks, write)
+    deadline = time.monotonic() + seconds
+    while not (seen := probe.exists()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+        if folder.is_dir():
+            os.listdir(folder)  # makes a network file system look again
+    blind = [rank for rank, there in enumerate(ranks.gather_objects(seen)) if not there]
+    if ranks.rank == 0:
+        probe.unlink(missing_ok=True)
+    if blind:
+        raise ProcessError(f"rank {blind[0]} does not see {probe} of rank 0: outputs/ is not shared; start where all nodes see one folder")
 
 
 def seed_all(seed: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmexpert.engine.files import plain, strict_json, write_atomic
+from mmexpert.engine.secrets import mask_text
 from mmexpert.types import RunFolderError
 
 ABSENT = "(absent)"
@@ -54,6 +55,24 @@ def read_status(folder: Path) -> Status | None:
 def write_status(folder: Path, status: Status) -> None:
     """Replaces status.json atomically. Raises StorageError."""
     write_atomic(Path(folder) / "status.json", strict_json(asdict(status), indent=2))
+
+
+def trained(folder: Path) -> bool:
+    """Whether a run folder, or a fold of it, holds a checkpoint: only then is there something that another config or data would spoil."""
+    return any(any(Path(folder).glob(pattern)) for pattern in ("checkpoints/*_*", "fold_*/checkpoints/*_*"))
+
+
+def note_failure(folder: Path, digest: str, error: Exception) -> None:
+    """status.json of a run that failed before its loop, whatever it was before. digest: its config hash."""
+    status = read_status(folder) or Status("failed", digest)
+    status.state, status.exit_code = "failed", getattr(error, "exit_code", 1)
+    status.error = told_error(error)
+    write_status(folder, status)
+
+
+def told_error(error: BaseException) -> dict[str, str]:
+    """{type, message} for status.json, without secrets."""
+    return {"type": type(error).__name__, "message": mask_text(str(error))[:2000]}
 
 
 def config_hash(config: dict[str, Any], ignored: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from mmexpert.engine.files import csv_text, strict_json, write_atomic
+from mmexpert.engine.secrets import masked
 from mmexpert.engine.status import flat
 from mmexpert.types import ConfigError, StorageError
 
@@ -98,7 +99,7 @@ class Tracker:
             self._safely(lambda: [tracker.finish() for tracker in self.accelerator.trackers])
 
     def _start(self, run_name: str, config: dict[str, Any]) -> None:
-        values = {name: value if isinstance(value, (int, float, bool)) else str(value) for name, value in flat(config).items()}
+        values = {name: value if isinstance(value, (int, float, bool)) else str(value) for name, value in flat(masked(config)).items()}
         offline = self.settings.mode == "offline"
         extra: dict[str, dict[str, Any]] = {
             "wandb": {

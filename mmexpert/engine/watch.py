@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from mmexpert.engine.evidence import Evidence, Gradients
 from mmexpert.types import NonFiniteError
 
 log = logging.getLogger(__name__)
@@ -37,10 +38,10 @@ class WatchSettings:
 
 
 class Watch:
-    """Signal handlers and the one all-reduce of a step. minutes_due: asked on rank 0. on_nonfinite: writes the report of a step."""
+    """Signal handlers and the one all-reduce of a step. minutes_due: asked on rank 0. evidence: writes the report of a bad step."""
 
-    def __init__(self, accelerator: Accelerator, settings: WatchSettings, minutes_due: Callable[[], bool]) -> None:
-        self.accelerator, self.settings, self.minutes_due = accelerator, settings, minutes_due
+    def __init__(self, accelerator: Accelerator, settings: WatchSettings, minutes_due: Callable[[], bool], evidence: Evidence) -> None:
+        self.accelerator, self.settings, self.minutes_due, self.evidence = accelerator, settings, minutes_due, evidence
         self.signal = 0
         self.skipped = 0
         self.overflows = 0
@@ -64,15 +65,17 @@ class Watch:
             raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step
         self.signal = number
 
-    def agree(self, losses: dict[str, Tensor], norm: Tensor, progress: Any) -> Verdict:
+    def see(self, ids: Tensor, losses: dict[str, Tensor]) -> None:
+        """A micro-batch of the step under way: ids int64 [B], loss terms. Nothing is read from the device."""
+        self.evidence.see(ids, losses)
+
+    def agree(self, gradients: Gradients, progress: Any) -> Verdict:
         """Finite on all ranks? Asked to stop on any? Due on rank 0? One all-reduce, read every poll_every steps.
 
         Raises NonFiniteError on all ranks, before the update that would have spoilt the weights.
         """
-        bad = ~torch.isfinite(losses["loss_total"].detach())
         scaled = self.accelerator.scaler is not None
-        if not scaled:
-            bad = bad | ~torch.isfinite(norm)  # under fp16 an overflow of the gradient is the scaler's business
+        bad = self.evidence.close_step(progress.step + 1, progress.epoch + 1, gradients).bad(scaled)
         self.bad_since_poll = self.bad_since_poll + bad.float()
         if (progress.step + 1) % self.settings.poll_every:
             return Verdict(finite=True, stop=0, save=False)  # Watch.guard() keeps a bad update out on the device
@@ -82,9 +85,10 @@ class Watch:
             torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
         bad_steps, number, save = flags.tolist()
         self.bad_since_poll.zero_()
-        self._count_overflow(scaled, norm)
+        self._count_overflow(scaled, gradients.total)
         if bad_steps:
-            self._nonfinite(int(bad_steps), losses, norm, progress)
+            self._nonfinite(int(bad_steps), scaled)
+        self.evidence.clear()
         return Verdict(finite=not bad_steps, stop=128 + int(number) if number else 0, save=bool(save))
 
     def guard(self, optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
@@ -108,13 +112,23 @@ class Watch:
         if self.overflows >= _OVERFLOWS_IN_A_ROW:
             raise NonFiniteError(f"fp16 gradients overflowed {self.overflows} times in a row: use trainer.mixed_precision=bf16")
 
-    def _nonfinite(self, count: int, losses: dict[str, Tensor], norm: Tensor, progress: Any) -> None:
-        terms = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
-        where = f"step {progress.step + 1} of epoch {progress.epoch + 1}: {terms}, grad_norm {float(norm):.4g}"
+    def _nonfinite(self, count: int, scaled: bool) -> None:
+        first = self.evidence.write(scaled)
+        batches = next((rank["micro_batches"] for rank in first.get("ranks", []) if rank["bad"]), first.get("micro_batches", []))
+        terms = ", ".join(f"{name} {_short(value)}" for name, value in (batches[-1]["losses"] if batches else {}).items())
+        where = f"step {first['step']} of epoch {first['epoch']}: {terms}, grad_norm {_short(first['grad_norm'])}"
         self.skipped += count
+        file = f"nonfinite_step_{first['step']}.json"
         if self.settings.nonfinite == "stop" or self.skipped > self.settings.budget:
             raise NonFiniteError(
-                f"a loss or gradient is not finite at {where}. The weights are those before this step. Lower optimizer.lr, use "
-                f"fp32 (trainer.mixed_precision=no), or leave such updates out: trainer.nonfinite=skip (at most {self.settings.budget})"
+                f"a loss or gradient is not finite at {where}; samples and modules: {file}. The weights are those before this step. Lower "
+                f"optimizer.lr, use fp32 (trainer.mixed_precision=no), or leave such updates out: trainer.nonfinite=skip (at most "
+                f"{self.settings.budget})"
             )
-        log.warning("update left out, %d of %d: a loss or gradient is not finite at %s", self.skipped, self.settings.budget, where)
+        log.warning(
+            "update left out, %d of %d: a loss or gradient is not finite at %s (%s)", self.skipped, self.settings.budget, where, file
+        )
+
+
+def _short(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"

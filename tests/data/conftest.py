@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from mmexpert.build import build_dataset
 from mmexpert.command_line import composed
-from mmexpert.config import instantiate
 from mmexpert.data.records import RecordDataset
 
 
@@ -26,6 +26,6 @@ def build(shared_cache: Path) -> Callable[..., RecordDataset]:
         fixed = {"cache_dir": str(shared_cache), "workers": 1}
         changes = {key: str(value) if isinstance(value, Path) else value for key, value in changes.items()}
         cfg.dataset = OmegaConf.merge(cfg.dataset, {key: value for key, value in fixed.items() if key in cfg.dataset}, changes)
-        return instantiate(OmegaConf.to_container(cfg.dataset, resolve=True), "dataset")
+        return build_dataset({"dataset": OmegaConf.to_container(cfg.dataset, resolve=True)})
 
     return build

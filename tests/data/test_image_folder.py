@@ -431,3 +431,15 @@ def test_the_real_films_are_read_with_their_classes_groups_and_checksums(build, 
     batch = Collate(tokens, 1, "batch", 1)([dataset[(i, 0, 0)] for i in range(0, len(dataset), 40)])
     assert torch.isfinite(batch["image"]).all() and batch["image"].shape[1:] == (1, 64, 64)
     assert batch["image"].mean((1, 2, 3)).abs().max() < 1e-4 and (batch["image"].std((1, 2, 3)) - 1).abs().max() < 1e-3
+
+
+def test_a_content_fingerprint_sees_a_byte_that_the_size_does_not_tell(build, root):
+    path = next(root.rglob("*.png"))
+    before = {kind: build("image_folder", root=root, fingerprint=kind).fingerprint() for kind in ("size", "content")}
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1  # the last checksum: the same size, the same pixels
+    path.write_bytes(content)
+    assert build("image_folder", root=root, fingerprint="size").fingerprint() == before["size"]
+    assert build("image_folder", root=root, fingerprint="content").fingerprint() != before["content"]
+    with pytest.raises(ConfigError, match="choose size or content"):
+        build("image_folder", root=root, fingerprint="bytes")

@@ -149,8 +149,8 @@ def in_pieces(case, processes, rank):
     wrapped = accelerator.prepare(module)
     torch.manual_seed(1000 + rank)
     window = [micro_batch(number) for number in range(rank * share, (rank + 1) * share)]
-    ((losses, rows),) = accumulation("features", accelerator, module)(wrapped, module, window)
-    assert rows == share * B and accelerator.sync_gradients
+    ((losses, ids),) = accumulation("features", accelerator, module)(wrapped, module, window)
+    assert len(ids) == share * B and accelerator.sync_gradients
     return numbers(module, losses)
 
 

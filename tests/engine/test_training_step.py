@@ -91,8 +91,8 @@ def test_a_warm_step_reads_nothing_from_the_device(loss, tile, kind, monkeypatch
     progress = Progress(Choice(None, 1, None, None, 0.0))
 
     def step():
-        for losses, rows in backward(module, module, window):
-            progress.add(losses, rows)
+        for losses, ids in backward(module, module, window):
+            progress.add(losses, len(ids))
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

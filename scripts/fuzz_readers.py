@@ -1,0 +1,252 @@
+"""hypothesis on every reader of foreign files: only the project's own errors may come out.
+
+python scripts/fuzz_readers.py --minutes 10      # all readers in turn; prints examples a reader, and the falsifying file of a failure
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import broken_files
+import numpy as np
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from mmexpert.data.findings import FaultList
+from mmexpert.types import MmexpertError
+
+Reader = Callable[[Path, bytes], None]
+"""reader(empty folder, bytes): writes the bytes where a data set's file belongs, and reads them."""
+
+
+def radhar_text(folder: Path, content: bytes) -> None:
+    """A RadHAR session."""
+    from mmexpert.data.radhar_text import read_session
+
+    path = folder / "walk_1.txt"
+    path.write_bytes(content)
+    read_session(path)
+
+
+def split_json(folder: Path, content: bytes) -> None:
+    """A split file of source 1."""
+    from mmexpert.data.radar_text_index import read_split_file
+
+    (folder / "train.json").write_bytes(content)
+    read_split_file(folder / "train.json", "train", folder, FaultList("fuzz", "skip"))
+
+
+def class_texts(folder: Path, content: bytes) -> None:
+    """A class-text file."""
+    from mmexpert.data.class_texts import read_class_texts
+
+    (folder / "class_texts.json").write_bytes(content)
+    read_class_texts(str(folder / "class_texts.json"), folder)
+
+
+def metadata(folder: Path, content: bytes) -> None:
+    """metadata.csv of a folder of films."""
+    _data_set("image_folder", folder, "metadata.csv", content)
+
+
+def image_text(name: str) -> Reader:
+    """An index of pictures with captions, in one of its forms."""
+
+    def read(folder: Path, content: bytes) -> None:
+        from mmexpert.data.image_text_formats import read_rows
+
+        (folder / name).write_bytes(content)
+        columns = {"image": "image_path", "caption": "caption", "split": "split", "id": "id"}
+        read_rows(folder, "auto", columns, FaultList("fuzz", "skip"))
+
+    return read
+
+
+def cirr(folder: Path, content: bytes) -> None:
+    """CIRR's captions."""
+    from mmexpert.data.cirr import read_cirr
+
+    for name in ("captions", "image_splits"):
+        (folder / "cirr" / name).mkdir(parents=True)
+    (folder / "cirr/image_splits/split.rc2.val.json").write_text(json.dumps({"dev-1": "./dev/dev-1.png"}))
+    (folder / "cirr/captions/cap.rc2.val.json").write_bytes(content)
+    read_cirr(str(folder), "val")
+
+
+def cirr_split(folder: Path, content: bytes) -> None:
+    """CIRR's paths of pictures."""
+    from mmexpert.data.cirr import read_cirr
+
+    for name in ("captions", "image_splits"):
+        (folder / "cirr" / name).mkdir(parents=True)
+    (folder / "cirr/captions/cap.rc2.val.json").write_text("[]")
+    (folder / "cirr/image_splits/split.rc2.val.json").write_bytes(content)
+    read_cirr(str(folder), "val")
+
+
+def fashion_iq(folder: Path, content: bytes) -> None:
+    """FashionIQ's captions."""
+    _fashion(folder, content, b'["a", "b"]')
+
+
+def fashion_split(folder: Path, content: bytes) -> None:
+    """FashionIQ's names of pictures."""
+    _fashion(folder, b"[]", content)
+
+
+def submission(folder: Path, content: bytes) -> None:
+    """A submission file that somebody wants checked."""
+    from mmexpert.data.composed_index import Annotations, Query
+    from mmexpert.submission import faults_of, read_submission
+
+    (folder / "recall.json").write_bytes(content)
+    query = Query("q", "", "a", "b", "text", ("text",), ("a", "b"), 1)
+    annotations = Annotations("test", (query,), {"": ("a", "b")}, ("a", "b"), {"a": (), "b": ()}, "split")
+    faults_of([read_submission(folder / "recall.json")], annotations)
+
+
+def humanml_captions(folder: Path, content: bytes) -> None:
+    """A caption file of HumanML3D."""
+    from mmexpert.data.humanml3d_text import read_captions
+
+    (folder / "000001.txt").write_bytes(content)
+    read_captions(folder / "000001.txt", 100, FaultList("fuzz", "skip"))
+
+
+def array(folder: Path, content: bytes) -> None:
+    """A .npy file."""
+    from mmexpert.data.arrays import ArrayFile
+
+    (folder / "a.npy").write_bytes(content)
+    ArrayFile(folder / "a.npy", "", "r").array()
+
+
+def _fashion(folder: Path, captions: bytes, names: bytes) -> None:
+    from mmexpert.data.fashion_iq import read_fashion_iq
+
+    for name in ("captions", "image_splits"):
+        (folder / name).mkdir()
+    (folder / "captions/cap.dress.val.json").write_bytes(captions)
+    (folder / "image_splits/split.dress.val.json").write_bytes(names)
+    read_fashion_iq(str(folder), ["dress"], "val", "split")
+
+
+def _data_set(name: str, folder: Path, file: str, content: bytes) -> None:
+    from omegaconf import OmegaConf
+
+    from mmexpert.build import build_dataset
+    from mmexpert.command_line import composed
+
+    broken_files.write_films(folder)
+    (folder / file).write_bytes(content)
+    node = _NODES.setdefault(name, OmegaConf.to_container(composed(f"dataset={name}", "dataset.root=x", name="check_data").dataset))
+    build_dataset({"dataset": node | {"root": str(folder), "side": 32, "in_chans": 1, "mean": None, "std": None}})
+
+
+_NODES: dict[str, dict] = {}
+_WORDS = [
+    *("filefolder", "fileindex", "captions", "classid", "classname", "group", "split", "image_path", "caption", "id", "file", "label"),
+    *("fixed", "loose", "fixed/P0_0.png", "pairid", "reference", "target_hard", "target_soft", "img_set", "members", "candidate", "target"),
+    *("version", "rc2", "metric", "recall", "../x", "/etc", "dev-1", "train", "val", "a", "b"),
+]
+_texts = st.one_of(st.sampled_from(_WORDS), st.text(max_size=12))
+_json = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), _texts),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(_texts, inner, max_size=5)),
+    max_leaves=20,
+)
+_session = st.lists(
+    st.one_of(
+        st.just(broken_files.session_point(0, 0)),
+        st.sampled_from(broken_files.session_point(1, 0).splitlines(True)),
+        st.text(max_size=20),
+        st.builds("{}: {}\n".format, st.sampled_from(["range", "point_id", "doppler_bin", "secs"]), st.one_of(st.floats(), st.integers())),
+    ),
+    max_size=12,
+).map(lambda parts: "".join(parts).encode("utf-8", "surrogatepass"))
+_lines = st.lists(st.lists(_texts, max_size=5).map(",".join), max_size=5)
+_table = st.one_of(_lines, _lines.map(lambda lines: ["file,label,group", *lines]), _lines.map(lambda lines: ["image_path,caption", *lines]))
+JSON = st.one_of(_json.map(lambda value: json.dumps(value).encode()), st.binary(max_size=60))
+TABLE = st.one_of(_table.map(lambda lines: "\n".join(lines).encode("utf-8", "surrogatepass")), st.binary(max_size=60))
+TEXT = st.one_of(_table.map(lambda lines: "#".join(lines).encode("utf-8", "surrogatepass")), st.binary(max_size=60))
+_ARRAY = broken_files.npy(np.ones((3, 4), np.float32))
+ARRAY = st.one_of(
+    st.binary(max_size=200),
+    st.tuples(st.integers(0, len(_ARRAY)), st.binary(max_size=8)).map(
+        lambda cut: _ARRAY[: cut[0]] + cut[1] + _ARRAY[cut[0] + len(cut[1]) :]
+    ),
+)
+READERS: dict[str, tuple[Reader, st.SearchStrategy[bytes]]] = {
+    "RadHAR session": (radhar_text, st.one_of(_session, st.binary(max_size=100))),
+    "split JSON": (split_json, JSON),
+    "class texts": (class_texts, JSON),
+    "metadata.csv": (metadata, TABLE),
+    "data.json": (image_text("data.json"), JSON),
+    "data.jsonl": (image_text("data.jsonl"), JSON),
+    "data.csv": (image_text("data.csv"), TABLE),
+    "data.tsv": (image_text("data.tsv"), TABLE),
+    "CIRR captions": (cirr, JSON),
+    "CIRR split": (cirr_split, JSON),
+    "FashionIQ captions": (fashion_iq, JSON),
+    "FashionIQ split": (fashion_split, JSON),
+    "submission": (submission, JSON),
+    "HumanML3D captions": (humanml_captions, TEXT),
+    ".npy": (array, ARRAY),
+}
+
+
+def attack(name: str, examples: int) -> int:
+    """Reads so many made files; returns how many. Raises what a reader raises beside the project's errors, with the file's bytes."""
+    reader, strategy = READERS[name]
+    read = [0]
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate, Phase.shrink),
+    )
+    @given(strategy)
+    def try_one(content: bytes) -> None:
+        read[0] += 1
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                reader(Path(folder), content)
+            except MmexpertError:
+                pass
+            except Exception as error:
+                error.add_note(f"{name} read {content!r}")
+                raise
+
+    try_one()
+    return read[0]
+
+
+def main() -> None:
+    """Exit code 1 where a reader raised anything else."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--only", nargs="+", choices=READERS, default=list(READERS))
+    given_arguments = parser.parse_args()
+    share, failed = 60 * given_arguments.minutes / len(given_arguments.only), []
+    for name in given_arguments.only:
+        try:
+            began, read = time.monotonic(), 0
+            while time.monotonic() - began < share:  # in rounds: hypothesis itself knows no time
+                read += attack(name, 100)
+            print(f"{name:20s} {read:7d} files", flush=True)
+        except Exception:  # noqa: BLE001  every reader has its turn
+            failed.append(name)
+            print(f"{name:20s} failed:\n{traceback.format_exc()[-1500:]}", flush=True)
+    print(f"{len(given_arguments.only)} readers, {len(failed)} with a foreign error")
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""A NaN is traced to its samples and modules, by every rank alike, and never reaches the weights."""
+
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from mmexpert.engine.evidence import Evidence, clip_gradients
+from mmexpert.engine.progress import Choice, Progress
+from mmexpert.engine.watch import Watch, WatchSettings
+from mmexpert.types import NonFiniteError
+
+
+class Ranks:
+    """One rank, or a second one that had another step of the same number."""
+
+    def __init__(self, others=()):
+        self.rank, self.others = 0, list(others)
+
+    def gather_objects(self, mine):
+        return [mine, *self.others]
+
+
+def watch(folder, nonfinite="stop", budget=1, poll=1, others=()):
+    names = [f"img{i:03d}" for i in range(100)]
+    evidence = Evidence(folder, Ranks(others), lambda ids: [names[i] for i in ids], lambda: {"logit_scale": 14.3, "lr/image": 1e-3})
+    return Watch(Accelerator(cpu=True), WatchSettings(nonfinite, budget, poll), lambda: False, evidence)
+
+
+def step(one, number, value=1.0, ids=(4, 7), spoil=None):
+    module = nn.ModuleDict({"image": nn.Linear(2, 2), "text": nn.Linear(2, 2)})
+    module["image"](torch.ones(1, 2)).sum().backward()
+    module["text"](torch.ones(1, 2)).sum().backward()
+    if spoil:
+        module[spoil].weight.grad[0, 0] = float("inf")
+    one.see(torch.tensor(ids), {"loss_clip": torch.tensor(0.5), "loss_total": torch.tensor(value)})
+    progress = Progress(Choice(None, 1, None, None, 0.0), step=number - 1)
+    return one.agree(clip_gradients(one.accelerator, module, 1.0), progress)
+
+
+def stored(folder, number):
+    return json.loads((folder / f"nonfinite_step_{number}.json").read_text())
+
+
+def test_clipping_is_torchs_own_to_the_bit_and_norms_are_measured_before():
+    torch.manual_seed(0)
+    one, other = nn.Linear(3, 5), nn.Linear(3, 5)
+    for module in (one, other):
+        module.weight.grad, module.bias.grad = torch.arange(15.0).reshape(5, 3), torch.full((5,), 0.1)
+    gradients = clip_gradients(Accelerator(cpu=True), one, 0.7)
+    assert torch.equal(gradients.total, nn.utils.clip_grad_norm_(other.parameters(), 0.7))
+    assert torch.equal(one.weight.grad, other.weight.grad) and torch.equal(one.bias.grad, other.bias.grad)
+    assert gradients.names == ["weight", "bias"]
+    assert float(gradients.norms[0]) == pytest.approx(sum(i * i for i in range(15)) ** 0.5)
+
+
+def test_a_loss_that_is_nan_stops_the_run_with_the_ids_the_terms_the_scales_and_the_rates(tmp_path):
+    one = watch(tmp_path)
+    with pytest.raises(NonFiniteError, match=r"step 6 of epoch 1: loss_clip 0.5, loss_total nan.*nonfinite_step_6.json"):
+        step(one, 6, float("nan"))
+    content = stored(tmp_path, 6)
+    assert content["ranks"] == [
+        {"rank": 0, "bad": True, "micro_batches": [{"ids": ["img004", "img007"], "losses": {"loss_clip": 0.5, "loss_total": "nan"}}]}
+    ]
+    assert (content["logit_scale"], content["lr/image"], content["epoch"]) == (14.3, 1e-3, 1)
+
+
+def test_an_infinite_gradient_is_found_in_its_module_although_clipping_spreads_it(tmp_path):
+    with pytest.raises(NonFiniteError):
+        step(watch(tmp_path), 3, spoil="text")
+    norms = stored(tmp_path, 3)["grad_norm_by_module"]
+    assert norms["text"] == "inf" and 0 < norms["image"] < 10
+    assert stored(tmp_path, 3)["grad_norm"] == "inf"
+
+
+def test_between_two_polls_the_bad_step_is_named_and_not_the_polled_one(tmp_path):
+    one = watch(tmp_path, poll=4)
+    assert step(one, 1).finite
+    assert step(one, 2, float("inf"), ids=(9,)).finite  # nothing is read yet
+    assert step(one, 3).finite
+    with pytest.raises(NonFiniteError, match="step 2 of epoch 1"):
+        step(one, 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["nonfinite_step_2.json"]
+    assert stored(tmp_path, 2)["ranks"][0]["micro_batches"][0]["ids"] == ["img009"]
+
+
+def test_a_bad_micro_batch_before_the_windows_last_is_found_too(tmp_path):
+    one = watch(tmp_path)
+    one.see(torch.tensor([1]), {"loss_total": torch.tensor(float("nan"))})
+    with pytest.raises(NonFiniteError):
+        step(one, 1, ids=(2,))
+    assert [batch["ids"] for batch in stored(tmp_path, 1)["ranks"][0]["micro_batches"]] == [["img001"], ["img002"]]
+
+
+def test_a_bad_step_of_another_rank_is_told_with_the_ids_of_both(tmp_path):
+    theirs = {"step": 1, "epoch": 1, "micro_batches": [{"ids": ["img050"], "losses": {"loss_total": "nan"}}]}
+    one = watch(tmp_path, others=[[(True, theirs)]])
+    one.bad_since_poll += 1  # as the all-reduce would say
+    with pytest.raises(NonFiniteError, match="loss_total nan"):
+        step(one, 1)
+    assert [(rank["bad"], rank["micro_batches"][0]["ids"]) for rank in stored(tmp_path, 1)["ranks"]] == [
+        (False, ["img004", "img007"]),
+        (True, ["img050"]),
+    ]
+
+
+def test_under_skip_the_update_is_left_out_until_the_budget_is_spent(tmp_path, caplog):
+    one = watch(tmp_path, "skip", budget=2)
+    assert not step(one, 1, float("nan")).finite
+    assert step(one, 2).finite
+    assert not step(one, 3, float("nan")).finite
+    with pytest.raises(NonFiniteError):
+        step(one, 4, float("nan"))
+    assert "update left out, 2 of 2" in caplog.text and "nonfinite_step_3.json" in caplog.text
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"nonfinite_step_{n}.json" for n in (1, 3, 4)]
