@@ -52,7 +52,7 @@ def objective(loss=None, sequence=False):
     trunk = Trunk(D, 1, 2, 0.1, 8, "attention")
     tower = {"depth": 2, "width": 12, "heads": 2, "dropout": 0.1}
     radar = RadarViT(D, 1.0, Add(D, 0.0), trunk, 16, ["doppler"], tower)
-    encoders = {"radar": radar, "text": ScratchText(scratch_tokenizer(TEXTS, 200, 16), D, 1.0, BERT, 200, 16)}
+    encoders = {"radar": radar, "text": ScratchText(scratch_tokenizer(TEXTS, 200, 16), D, 1.0, BERT, 200, 16, False)}
     heads = WindowHead(4, 2, 3, 1), AttentionHead(0.1, "both"), TemporalHead("monotone", 0.1, "free", "both")
     weights = {"global": 1.0, "local": 0.5, "attention": 0.3, "temporal": 0.2}
     similarity = Combined(*heads, weights, True, D, True, 0, 2**26) if sequence else None
