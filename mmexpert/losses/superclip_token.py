@@ -60,7 +60,10 @@ class TokenTerm(Loss):
     def class_loss(self, pair: Pair, batch: Batch) -> dict[str, Tensor]:
         """loss_token and token_rows from the captions' input_ids. Raises KeyError where the query has no tokens."""
         if pair.query.sequence is None:
-            raise KeyError("loss=superclip_token needs the query's token sequence, and its encoder returned none")
+            raise KeyError(
+                "loss=superclip_token needs the query's token sequence, and its encoder returned none (a composed query is one vector): "
+                "choose loss=clip"
+            )
         if "text" not in batch:
             raise KeyError(f"batch has no 'text'; it holds {', '.join(sorted(batch))}. loss=superclip_token needs captions")
         with torch.autocast(pair.query.sequence.device.type, enabled=False):
