@@ -97,7 +97,8 @@ def _faults_of(path: Path) -> Iterator[str]:
     values = [text]
     if path.suffix == ".json":
         content = json.loads(text)
-        if masked(content) != content:
+        # a tokenizer's cls_token is none; what is under the name of one elsewhere is
+        if path.parent.name != "tokenizer" and masked(content) != content:
             yield "a value under the name of a secret"
         values = list(_strings(content))
     for value in values:
