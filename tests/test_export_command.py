@@ -79,7 +79,9 @@ def test_an_exported_model_opens_where_neither_run_nor_data_are_and_names_no_pat
     text = (tmp_path / "mine" / "config.json").read_text()
     assert str(film_run.parent.parent) in (film_run / "model" / "config.json").read_text() and str(film_run.parent.parent) not in text
     assert "root" not in json.loads(text)["dataset"]
-    assert "Licence:" in (tmp_path / "mine" / "README.md").read_text()
+    card = (tmp_path / "mine" / "README.md").read_text()
+    assert "Licence:" in card and "trained by mmexpert on ImageFolder" in card and "| test | " in card
+    assert "`python -m mmexpert.train" in card and "dataset.root=PATH" in card and "films" not in card
 
 
 def test_without_out_the_model_goes_below_the_run_and_a_second_time_replaces_it(tiny_run, command):
@@ -113,7 +115,9 @@ def test_graphs_of_a_radar_run_agree_with_the_model_on_clips_of_any_number(tiny_
     told = json.loads((tmp_path / f"text{suffix}.json").read_text())
     assert told["inputs"]["input_ids"] == {"dtype": "int64", "shape": ["B", 48]} and told["parity"] <= 1e-4
     assert told["fingerprint"] == model.fingerprint
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{r}{suffix}{end}" for r in ("radar", "text") for end in ("", ".json"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        f"{r}{suffix}{end}" for r in ("radar", "text") for end in ("", ".json")
+    )
 
 
 @pytest.mark.parametrize("form", ["torch", "onnx"])
