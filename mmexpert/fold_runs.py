@@ -139,6 +139,7 @@ def finish_folds(session: Session, accelerator: Any) -> list[int]:
         entries = summary["metrics"] | summary["group_metrics"]
         means = {f"cv/{name}_{key}": entry[key] for name, entry in entries.items() for key in ("mean", "sd")}
         tracker.log_summary(means | {f"external/{name}": value for name, value in summary["external"].get("metrics", {}).items()})
+        tracker.log_images(session.folder / "plots", 0)
         tracker.finish()
     return summary["folds_missing"]
 

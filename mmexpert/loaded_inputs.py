@@ -11,6 +11,8 @@ from torch import Tensor
 
 from mmexpert.data.collate import Collate
 from mmexpert.data.views import Lengths, ViewTransform, check_lengths, check_view, view_names
+from mmexpert.encoders.radar import ROWS
+from mmexpert.encoders.tokenizer import TextTokenizer
 
 Clip = dict[str, np.ndarray]
 PICTURES = "a path, a PIL image, a uint8 array [H, W, 3], a list of these, or a float tensor [B, C, side, side] that is already prepared"
@@ -72,3 +74,37 @@ def _checked_clip(clip: Clip, number: int, names: Sequence[str]) -> Clip:
     views = {name: check_view(np.asarray(clip[name]), name, f"clip {number}") for name in names if name in clip}
     check_lengths(views, f"clip {number}")
     return views
+
+
+def graph_inputs(role: str, tower: Any, node: dict[str, Any], tokenizer: Any, rows: int) -> dict[str, Tensor]:
+    """Inputs by name of a tower's graph, at full length, made up: what is fed to it is shaped so. Row 0 is short where a mask tells.
+
+    tower: the encoder. node: the stored dataset. tokenizer: TextTokenizer of a text tower. Raises TypeError for another role.
+    """
+    random = torch.Generator().manual_seed(rows)
+    if role == "image":
+        return {"image": torch.randn(rows, tower.in_chans, tower.side, tower.side, generator=random)}
+    if role == "radar":
+        unit = node["unit_length"]
+        tokens = -(-node["max_length"] // unit)
+        lengths = unit * torch.randint(1, tokens + 1, (rows, 1), generator=random)
+        mask = torch.arange(tokens * unit) < lengths
+        views = {view: torch.rand(rows, ROWS[view], tokens * unit, generator=random) * mask[:, None] for view in tower.views}
+        return views | {"mask": mask}
+    if role == "text" and isinstance(tokenizer, TextTokenizer):
+        most = tokenizer.max_length
+        ids = torch.randint(0, tokenizer.vocab_size, (rows, most), generator=random).tolist()
+        texts = [tokenizer.tokenizer.decode(line[: 1 + i * most // rows], skip_special_tokens=True) for i, line in enumerate(ids)]
+        made = tokenizer.tokenizer(texts, padding="max_length", truncation=True, max_length=most, return_tensors="pt")
+        return {name: made[name] for name in ("input_ids", "attention_mask")}
+    raise TypeError(f"role {role!r}: graphs are made of towers for image, radar and text")
+
+
+def trimmed(role: str, inputs: dict[str, Tensor], unit: int) -> Any:
+    """Graph inputs as a batch of the tower, no longer than its longest row: what the model itself would have been given."""
+    if role == "image":
+        return inputs["image"]
+    mask = inputs["mask" if role == "radar" else "attention_mask"]
+    longest = int(mask.sum(1).max())
+    longest = -(-longest // unit) * unit if role == "radar" else longest
+    return {name: x[..., :longest] for name, x in inputs.items()}

@@ -15,9 +15,11 @@ from mmexpert import build
 from mmexpert.config import instantiate
 from mmexpert.data.collate import to_device
 from mmexpert.encoders.tokenizer import TextTokenizer
+from mmexpert.engine.graph import export_graph
 from mmexpert.engine.step_folder import load_weights
-from mmexpert.loaded_inputs import Clip, clip_batches, picture_batches, text_batches
+from mmexpert.loaded_inputs import Clip, clip_batches, graph_inputs, picture_batches, text_batches, trimmed
 from mmexpert.models.heads import class_features
+from mmexpert.sharing import push_model, save_shared
 from mmexpert.types import ClassTable, ConfigError, RunFolderError
 
 _TEMPERATURE = 0.07  # of cosines that no head has scaled: the losses' first one
@@ -33,6 +35,7 @@ class LoadedModel:
     def __init__(self, folder: Path, device: str, trust: Sequence[str], precision: str) -> None:
         if precision not in ("fp32", "bf16"):
             raise ConfigError(f"precision={precision}: choose fp32 or bf16")
+        self.folder = folder
         self.config: dict[str, Any] = _read(folder / "config.json")
         text = folder / "tokenizer"
         self.tokenizer = TextTokenizer.load(text) if text.is_dir() else None
@@ -95,7 +98,7 @@ class LoadedModel:
         pictures = self.encode_image(reference, batch_size, normalize=False)
         if len(texts) != len(pictures):
             raise TypeError(f"{len(pictures)} reference pictures and {len(texts)} texts: give as many of each")
-        with self._running():
+        with self._running(self.precision):
             parts = [
                 self.model.compose(rows.to(self.device), to_device(tokens, self.device)).float().cpu()
                 for rows, tokens in zip(pictures.split(batch_size), text_batches(texts, self.tokenizer, batch_size), strict=False)
@@ -123,6 +126,26 @@ class LoadedModel:
             logits = F.normalize(features, dim=1) @ texts.T / _TEMPERATURE if head is None else head(features, texts)
         return torch.softmax(logits.double(), 1).float().cpu()
 
+    def save(self, folder: str | Path) -> Path:
+        """Writes the model folder, without paths of data; returns where. Raises RunFolderError where something else lies there."""
+        return save_shared(self.folder, Path(folder))
+
+    def export(self, file: str | Path, role: str, format: str = "onnx") -> float:  # noqa: A002  the name of the command's key
+        """Writes a role's tower as a graph (onnx | torch) of dynamic batch, and FILE.json on its inputs; returns its difference."""
+        tower, node = self._tower(role), self.config["dataset"]
+        given = [graph_inputs(role, tower, node, self.tokenizer, rows) for rows in (2, 1, 5)]
+        batches = [[trimmed(role, inputs, node.get("unit_length", 1))] for inputs in given]
+        samples = [(inputs, self._encode(role, batch, True, "fp32")) for inputs, batch in zip(given, batches, strict=True)]
+        about = {"role": role, "fingerprint": self.fingerprint, "preparation": self.config.get("preparation", {}).get(role)}
+        return export_graph(tower, samples, Path(file), format, about)
+
+    def push(self, name: str, private: bool = True) -> str:
+        """Uploads what save() writes to the Hugging Face hub as USER/NAME; returns its address. The list of files is logged before.
+
+        Raises ConfigError where a secret or the path of data is found in a file: then nothing is sent.
+        """
+        return push_model(self.folder, name, private)
+
     def _class_texts(self, class_texts: dict[str, Sequence[str]] | None) -> dict[str, tuple[str, ...]]:
         """Sentences by class: those given, else the stored ones."""
         if class_texts is None and self.classes is None:
@@ -145,17 +168,17 @@ class LoadedModel:
             raise TypeError(f"role {role!r}: this model encodes {', '.join(self.model.encoders)}")
         return self.model.encoders[role]
 
-    def _encode(self, role: str, batches: Iterable[Any], normalize: bool) -> Tensor:
-        with self._running():
+    def _encode(self, role: str, batches: Iterable[Any], normalize: bool, precision: str | None = None) -> Tensor:
+        with self._running(precision or self.precision):
             parts = [self.model.encode(role, to_device(batch, self.device)).features.float().cpu() for batch in batches]
         features = torch.cat(parts) if parts else torch.zeros(0, self.dim)
         return F.normalize(features, dim=1) if normalize else features
 
     @contextmanager
-    def _running(self) -> Iterator[None]:
-        """No gradients, in the model's precision."""
+    def _running(self, precision: str) -> Iterator[None]:
+        """No gradients, in a precision."""
         kind = self.device.type
-        with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16"), _full_precision(kind):
+        with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"), _full_precision(kind):
             yield
 
 

@@ -202,6 +202,7 @@ def _train(
                 session, folder, objective, (tokenizer, classes), progress, scored, weights, status.seconds + time.monotonic() - started
             ),
         )
+        run.tracker.log_images(folder / "plots", progress.step)
         if cfg["trainer"]["export_pth"]:
             kept = {"best": run.checkpoints.best_folder(), "latest": run.checkpoints.latest()}
             epochs = {"best": progress.best_epoch or progress.epoch, "latest": progress.epoch}

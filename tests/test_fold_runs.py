@@ -121,7 +121,9 @@ def test_a_fold_that_another_process_ends_during_the_summary_is_summed_up_too(tm
 
     monkeypatch.setattr(fold_runs, "_sum_up", sum_up)
     monkeypatch.setattr(fold_runs, "fold_table", lambda _: [])
-    monkeypatch.setattr(fold_runs, "open_tracker", lambda *_: SimpleNamespace(log_summary=lambda _: None, finish=lambda: None))
+    monkeypatch.setattr(
+        fold_runs, "open_tracker", lambda *_: SimpleNamespace(log_summary=lambda _: None, log_images=lambda *_: None, finish=lambda: None)
+    )
     fold_runs.finish_folds(session(tmp_path), None)
     assert missing == []
 

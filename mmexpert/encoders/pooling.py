@@ -72,7 +72,7 @@ class AttentionPool(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """tokens [B, L, D] -> [B, D]."""
-        return self.attention(self.seed.expand(len(tokens), -1, -1), tokens, mask)[:, 0]
+        return self.attention(self.seed.expand(tokens.shape[0], -1, -1), tokens, mask)[:, 0]
 
 
 class Trunk(nn.Module):
@@ -103,8 +103,8 @@ class Trunk(nn.Module):
         require_fit(length, self.context_length)
         tokens = tokens.where(mask[..., None], 0) + self.positions[:, :length]
         if self.pooling == "eot":
-            tokens = torch.cat([tokens, self.end.expand(len(tokens), -1, -1).to(tokens.dtype)], 1)
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+            tokens = torch.cat([tokens, self.end.expand(tokens.shape[0], -1, -1).to(tokens.dtype)], 1)
+            mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], 1)
         for block in self.blocks:
             tokens = block(tokens, mask)
         tokens = self.norm(tokens)

@@ -49,7 +49,7 @@ class RadarEncoder(Encoder):
         tokens = {view: self.view_tokens(view, radar[view].where(real[:, None], 0), real) for view in there}
         empty = torch.zeros_like(tokens[there[0]])
         stacked = torch.stack([tokens.get(view, empty) for view in ROWS], 2)
-        present = torch.stack([real.new_full((len(real),), view in tokens) for view in ROWS], 1)  # torch.tensor would stall a GPU
+        present = torch.stack([real.new_full((real.shape[0],), view in tokens) for view in ROWS], 1)  # torch.tensor would stall a GPU
         sequence, pooled = self.trunk(self.fusion(stacked, present), mask)
         sequence = self.projection(sequence).where(mask[..., None], 0)
         return Encoding(self.projection(pooled), sequence, mask)
@@ -175,7 +175,7 @@ class ViewTransformer(nn.Module):
         for block in self.blocks:
             tokens = block(tokens, key_mask)
         columns = self.norm(tokens).unflatten(1, (RadarViT.GRID_ROWS, count)).transpose(1, 2)  # [B, W, 8, width]
-        pooled = self.pool(columns.flatten(0, 1), None).unflatten(0, (len(x), count))
+        pooled = self.pool(columns.flatten(0, 1), None).unflatten(0, (x.shape[0], count))
         return self.out(pooled)
 
     def patches(self, x: Tensor) -> Tensor:

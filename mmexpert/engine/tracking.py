@@ -3,7 +3,9 @@
 import importlib.util
 import json
 import logging
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,23 +13,31 @@ from typing import Any
 from accelerate import Accelerator
 
 from mmexpert.engine.files import csv_text, strict_json, write_atomic
-from mmexpert.engine.secrets import masked
+from mmexpert.engine.secrets import mask_text, masked
 from mmexpert.engine.status import flat
+from mmexpert.engine.tracker_services import SERVICES, Start
 from mmexpert.types import ConfigError, StorageError
 
 log = logging.getLogger(__name__)
-NAMES = {"tensorboard": "tensorboard", "wandb": "wandb", "swanlab": "swanlab", "comet": "comet_ml", "mlflow": "mlflow"}
+NAMES = {name: service.module for name, service in SERVICES.items()}
+IDS = "tracker.json"
+"""Ids of the run at the services, by name: a resumed run goes on in the same one. Beside the checkpoints: a kill may come before one."""
 
 
 @dataclass(frozen=True)
 class TrackerSettings:
-    """log_with: None, or one of NAMES. mode: offline | online. group, tags: of the run, where the service has them."""
+    """log_with: None, or one of NAMES. mode: offline | online. group, tags: of the run, where the service has them.
+
+    private: leaves out host, command line, git state and machine where the service can. log_code: sends the sources of mmexpert.
+    """
 
     log_with: str | None
     project: str
     mode: str
     group: str | None
     tags: list[str]
+    private: bool
+    log_code: bool
 
     def __post_init__(self) -> None:
         if self.log_with is not None and self.log_with not in NAMES:
@@ -51,6 +61,7 @@ class Tracker:
         self.folder, self.settings, self.accelerator, self.job = folder, settings, accelerator, job
         self.path = folder / "metrics.jsonl"
         self.working = settings.log_with is not None and accelerator is not None
+        self.service = SERVICES.get(settings.log_with)
         if self.working:
             self._safely(lambda: self._start(run_name, config))
 
@@ -83,15 +94,14 @@ class Tracker:
         if kept != self.path.read_text(encoding="utf-8"):
             write_atomic(self.path, kept)
 
-    def log_images(self, pictures: dict[str, Path]) -> None:
-        """Sends plots to trackers that take pictures."""
-        for tracker in self.accelerator.trackers if self.working else []:
-            if hasattr(tracker, "log_images"):
-                self._safely(lambda tracker=tracker: _send_images(tracker, pictures))
+    def log_images(self, folder: Path, step: int) -> None:
+        """Sends the plots of a folder (*.png), named plots/<file>."""
+        for path in sorted(folder.glob("*.png")) if self.working else []:
+            self._safely(lambda path=path: [self.service.picture(t, f"plots/{path.stem}", path, step) for t in self.accelerator.trackers])
 
     def log_summary(self, values: dict[str, Any]) -> None:
         """The figures of a cross-validation, to the tracker alone: cv_summary.json has them."""
-        self._send({name: value for name, value in values.items() if value is not None} | {"step": 0})
+        self._send(values | {"step": 0})
 
     def finish(self) -> None:
         """Ends the tracker's run, or the jobs of a sweep would merge."""
@@ -99,27 +109,27 @@ class Tracker:
             self._safely(lambda: [tracker.finish() for tracker in self.accelerator.trackers])
 
     def _start(self, run_name: str, config: dict[str, Any]) -> None:
-        values = {name: value if isinstance(value, (int, float, bool)) else str(value) for name, value in flat(masked(config)).items()}
-        offline = self.settings.mode == "offline"
-        extra: dict[str, dict[str, Any]] = {
-            "wandb": {
-                "name": run_name,
-                "mode": self.settings.mode,
-                "dir": str(self.folder),
-                "group": self.settings.group,
-                "tags": self.settings.tags,
-                **({"job_type": self.job} if self.job else {}),
-            },
-            "swanlab": {"experiment_name": run_name, "mode": "offline" if offline else "cloud", "logdir": str(self.folder / "swanlab")},
-            "comet": {"online": not offline},
-            "mlflow": {"logging_dir": str(self.folder / "mlflow"), "run_name": run_name},
-        }
-        name = self.settings.log_with
+        chosen, name, service = self.settings, self.settings.log_with, self.service
+        offline = chosen.mode == "offline"
+        if not offline and not service.has_key():
+            log.warning("tracker.mode=online: %s is not set in the environment, so this run is kept offline, to be sent later", service.key)
+            offline = True
+        path = self.folder / IDS
+        ids = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        label = f"{name}/{self.job}" if self.job == "summary" else name  # of the folds' run folder, beside none of theirs
+        start = Start(
+            self.folder, run_name, self.job, ids.get(label) or uuid.uuid4().hex, label in ids, offline, chosen.group, list(chosen.tags),
+            chosen.private, chosen.log_code,
+        )  # fmt: skip
+        service.prepare(start)
+        values = {key: value if isinstance(value, (int, float, bool)) else str(value) for key, value in flat(masked(config)).items()}
         self.accelerator.init_trackers(
-            str(self.folder / "tensorboard") if name == "tensorboard" else self.settings.project,
-            config=values,
-            init_kwargs={NAMES[name]: extra[name]} if name in extra else {},
+            str((self.folder / name).resolve()) if name == "tensorboard" else chosen.project,
+            config=None if start.resumed and service.config_once else values,
+            init_kwargs={service.module: service.options(start)},
         )
+        found = [service.opened(tracker, start) for tracker in self.accelerator.trackers]
+        write_atomic(path, strict_json(ids | dict.fromkeys([label], found[0] if found else start.run_id), indent=1))
 
     def _append(self, row: dict[str, Any]) -> None:
         try:
@@ -137,21 +147,18 @@ class Tracker:
 
     def _send(self, row: dict[str, Any]) -> None:
         if self.working:
-            values = {name.replace("@", "_at_") if self.settings.log_with == "mlflow" else name: value for name, value in row.items()}
-            step = values.pop("step")
-            self._safely(lambda: [tracker.log(values, step=step) for tracker in self.accelerator.trackers])
+            numbers = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "step"}
+            values = self.service.row(numbers)
+            self._safely(lambda: [tracker.log(values, step=row["step"]) for tracker in self.accelerator.trackers])
 
     def _safely(self, work: Callable[[], Any]) -> None:
+        if not self.working:
+            return
         try:
             work()
         except Exception as error:  # noqa: BLE001  trackers raise anything; the first error turns this one off with a warning
             self.working = False
-            log.warning("tracker %s is off from here on: %s: %s", self.settings.log_with, type(error).__name__, error)
-
-
-def _send_images(tracker: Any, pictures: dict[str, Path]) -> None:
-    import numpy as np
-    from PIL import Image
-
-    for name, path in pictures.items():
-        tracker.log_images({name: np.asarray(Image.open(path).convert("RGB"))[None]}, step=None)
+            log.warning("tracker %s is off from here on: %s: %s", self.settings.log_with, type(error).__name__, mask_text(str(error)))
+            for tracker in self.accelerator.trackers:  # left open, it would take up the next job of a sweep
+                with suppress(Exception):
+                    tracker.finish()
