@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -174,10 +174,8 @@ def _stop(running: dict[Slot, Job], grace_s: float, received: list[int], on_end:
 
 
 def _signal(job: Job, number: int) -> None:
-    try:
+    with suppress(ProcessLookupError, PermissionError):  # it ended meanwhile
         os.killpg(job.process.pid, number)
-    except (ProcessLookupError, PermissionError):
-        pass  # it ended meanwhile
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The jobs of a multirun: where each will lie, how it stands or has ended, and what is said of all of them at the end."""
 
 import copy
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +16,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from mmexpert.command_line import describe, register, trust_list
 from mmexpert.config import check
+from mmexpert.engine.monitor_mode import mode_of
 from mmexpert.engine.status import read_status
-from mmexpert.types import MmexpertError, ProcessError
+from mmexpert.types import ConfigError, MmexpertError, ProcessError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,17 @@ class EndedJobs:
         return [row for row in self.rows.values() if row.state == "failed"]
 
     def write_tables(self) -> None:
-        """sweep.csv and sweep.html in the folders in which the jobs' folders lie; of a dry run nothing."""
+        """sweep.csv and sweep.html in the folders in which the jobs' folders lie; of a dry run nothing. A failure is a warning."""
         from mmexpert.sweep import write_table
 
-        for folder in [] if self.dry else sorted({row.folder.parent for row in self.rows.values()}):
-            write_table(folder)
+        if self.dry:
+            return
+        remove_empty(row.folder for row in self.failed())  # Hydra makes them before a job is looked at
+        for folder in sorted({row.folder.parent for row in self.rows.values() if (row.folder / "status.json").exists()}):
+            try:
+                write_table(folder)
+            except MmexpertError as error:
+                log.warning("no table in %s: %s", folder, error)
 
     def table(self) -> str:
         """A line a job, in their order: state, the overrides in which the jobs differ, best value or error, folder."""
@@ -129,6 +139,20 @@ def planned_job(context: HydraContext, config: DictConfig, overrides: Sequence[s
     finally:
         HydraConfig.instance().cfg = before
     return job_config, job
+
+
+def check_direction(sweeper: DictConfig, trainer: dict[str, Any]) -> None:
+    """Raises ConfigError where a sweeper would look for the worst runs: its direction against trainer.mode, or the monitor's own way."""
+    direction = sweeper.get("direction")
+    name = str(getattr(direction, "name", direction))
+    if name not in ("minimize", "maximize"):  # a sweeper without one, or of several objectives
+        return
+    monitor = trainer["monitor"] if isinstance(trainer["monitor"], str) else trainer["monitor"][0]
+    mode = trainer["mode"] or mode_of(monitor)
+    if not name.startswith(mode):
+        raise ConfigError(
+            f"hydra.sweeper.direction={name}, but {monitor} is better at its {mode}: write hydra.sweeper.direction={mode}imize"
+        )
 
 
 def child_error(folder: Path, what: str, code: int, log_file: Path) -> MmexpertError:

@@ -82,10 +82,13 @@ def sorted_rows(rows: Sequence[RunRow], key: str | None) -> list[RunRow]:
 
 
 def metric_columns(rows: Sequence[RunRow], metric: str) -> list[str]:
-    """The columns of a metric, one a gallery: by the whole name of the column, `test/acc`, or `acc` of the test part."""
+    """The columns of a metric, one a gallery: by the whole name of the column, `test/acc`, `acc` of the test part, or `R@1` of all
+    directions.
+    """
     names = list(dict.fromkeys(name for row in rows for name in row.figures))
-    exact = [name for name in names if name == metric]
-    return exact or [name for name in names if name.split(" ", 1)[0] in (metric, f"test/{metric}")]
+    bare = {name: name.split(" ", 1)[0] for name in names}
+    exact = [name for name in names if name == metric] or [name for name in names if bare[name] in (metric, f"test/{metric}")]
+    return exact or [name for name in names if name.startswith("test/") and bare[name].endswith(f"_{metric}")]
 
 
 def shown_columns(rows: Sequence[RunRow]) -> list[str]:

@@ -20,7 +20,7 @@ from mmexpert.command_line import help_text, launch, trust_list
 from mmexpert.config import CONF_DIR, NOT_HASHED, check
 from mmexpert.engine.lock import RunLock
 from mmexpert.engine.status import Status, config_difference, config_hash, read_status
-from mmexpert.sweep_jobs import remove_empty
+from mmexpert.sweep_jobs import check_direction, remove_empty
 from mmexpert.types import RunFolderError
 
 log = logging.getLogger(__name__)
@@ -30,8 +30,9 @@ log = logging.getLogger(__name__)
 def application(cfg: DictConfig) -> float | None:
     """One job: returns the best value of the first monitored key, for sweepers."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)  # without Hydra's time stamps
-    plain = check(cfg)
-    hydra_config = HydraConfig.get()
+    plain, hydra_config = check(cfg), HydraConfig.get()
+    if hydra_config.mode is RunMode.MULTIRUN:
+        check_direction(hydra_config.sweeper, plain["trainer"])
     folder = Path(hydra_config.runtime.output_dir)
     overrides = list(hydra_config.overrides.task)
     if plain["dry_run"]:

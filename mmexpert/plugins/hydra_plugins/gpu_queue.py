@@ -70,6 +70,7 @@ class GpuQueue(BasicLauncher):
         queue: dict[int, tuple[Job, Planned]] = {}
         twins: list[tuple[Planned, Planned]] = []
         returns = []
+        shared = set(job_overrides[0]).intersection(*job_overrides) if len(job_overrides) > 1 else set()
         for number, overrides in enumerate(job_overrides, initial_job_idx):
             config, job = planned_job(self.hydra_context, self.config, overrides, number)
             folder = Path(config.hydra.runtime.output_dir)
@@ -81,7 +82,8 @@ class GpuQueue(BasicLauncher):
                 continue
             first[planned.place] = planned
             if self._to_be_run(planned):
-                waiting = Job(f"job {number} ({folder.name})", self._command(planned), planned.place / "console.log")
+                what = " ".join(one for one in overrides if one not in shared) or folder.name
+                waiting = Job(f"job {number} ({what})", self._command(planned), planned.place / "console.log")
                 queue[id(waiting)] = (waiting, planned)
         log.info("%d jobs, %d to be run, on %d slots: %s", len(returns), len(queue), len(slots), ", ".join(slot.name for slot in slots))
         run_queue([job for job, _ in queue.values()], slots, self.grace_s, self.retries, lambda job: self._take_end(job, queue[id(job)][1]))
