@@ -15,6 +15,7 @@ from pathlib import Path
 from mmexpert.types import ConfigError
 
 log = logging.getLogger(__name__)
+PROGRAM = ("-m", "mmexpert.train")
 _POLL_S = 0.1
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _RETRIED = (7, 8)  # memory exhausted, a process lost: what another attempt may not meet again

@@ -124,6 +124,7 @@ class GpuQueue(BasicLauncher):
     def _command(self, planned: Planned) -> list[str]:
         """The job's own command: no multirun, its folder written out; each attempt continues what is there."""
         from mmexpert.command_line import trust_list
+        from mmexpert.job_queue import PROGRAM
 
         start = [sys.executable]
         if self.gpus_per_job > 1:
@@ -134,7 +135,7 @@ class GpuQueue(BasicLauncher):
             kept = [one for one in kept if not one.startswith("resume=")] + ["resume=auto"]
         folder = str(planned.folder).replace("\\", "\\\\").replace("'", "\\'")
         trust = [f"trust=[{','.join(trust_list)}]"] if trust_list else []
-        return [*start, "-m", "mmexpert.train", *kept, "hydra.mode=RUN", f"hydra.run.dir='{folder}'", *trust]
+        return [*start, *PROGRAM, *kept, "hydra.mode=RUN", f"hydra.run.dir='{folder}'", *trust]
 
 
 def _is_own(key: str) -> bool:
