@@ -18,7 +18,7 @@ ENVIRONMENT |= {"PYTHONPATH": str(ROOT)}
 
 def sweep(folder: Path, *overrides: str, **extra: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [*DRIVER, "-m", *overrides], cwd=folder, env=ENVIRONMENT | extra, capture_output=True, text=True, timeout=120, input="typed\n"
+        [*DRIVER, "-m", *overrides], cwd=folder, env=ENVIRONMENT | extra, capture_output=True, text=True, timeout=280, input="typed\n"
     )
 
 
@@ -54,12 +54,6 @@ def test_the_queue_and_the_basic_launcher_leave_the_same_metrics(tmp_path):
         texts = [(tmp_path / place / "outputs/same" / name / "metrics.json").read_text() for place in "ab"]
         assert texts[0] == texts[1]
     assert basic.stdout.splitlines()[-2:] == queue.stdout.splitlines()[-2:] and "done | seed=1 | 10 | outputs/same/seed=1" in queue.stdout
-
-
-def test_a_job_without_memory_is_tried_again_where_that_is_asked_for(tmp_path):
-    ended = sweep(tmp_path, "seed=7,1", "sweep=gpu_queue", "hydra.launcher.retries=1", "hydra.launcher.gpus=[]")
-    assert ended.returncode == 0 and "ended with code 7" in ended.stdout and "attempt 2" in ended.stdout
-    assert states(tmp_path) == {"seed=7": "done", "seed=1": "done"}
 
 
 def test_a_stopped_queue_starts_nothing_more_and_the_same_command_ends_it(tmp_path):
@@ -120,8 +114,7 @@ def test_launchers_of_other_packages_tell_every_end_too(choice, plugin, tmp_path
 
 def test_optuna_looks_where_the_monitor_is_better_and_asks_for_the_same_trials_again(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    command = ["seed=range(1,100)", "sweep=optuna", "hydra.sweeper.n_trials=3", "name=o"]
-    command[0] = "seed=choice(1,2,3,4)"
+    command = ["seed=choice(1,2,3,4)", "sweep=optuna", "hydra.sweeper.n_trials=3", "name=o"]
     first = sweep(tmp_path, *command)
     assert first.returncode == 0, first.stderr
     before, again = states(tmp_path), sweep(tmp_path, *command)
