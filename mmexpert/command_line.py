@@ -36,6 +36,15 @@ OLD_FLAGS = {
 }
 """Flags of the source systems -> what to write here."""
 
+PLUGINS = {
+    "hydra/launcher=joblib": "sweep",
+    "hydra/launcher=submitit_slurm": "slurm",
+    "hydra/launcher=submitit_local": "slurm",
+    "hydra/sweeper=optuna": "sweep",
+    "hydra/sweeper/sampler=tpe": "sweep",
+}
+"""Options that Hydra's plugins bring -> the extra of this package that installs them."""
+
 trust_list: list[str] = []
 """What trust=[...] on the command line names; kept out of every config, so that none can widen it."""
 
@@ -145,15 +154,11 @@ def launch(application: Callable[[], object]) -> None:
         trust_list[:] = trusted(arguments)
         sys.argv[1:] = [argument for argument in arguments if not argument.startswith("trust=")]
         application()
-        if table := ended_jobs():
-            sys.stdout.write(table + "\n")
+        _end_sweep()
     except KeyboardInterrupt:
         _end("interrupted before anything was trained, or a second time: what was saved stays, the same command continues", 130)
     except Exception as error:  # noqa: BLE001  Hydra and OmegaConf have no common base; what is not theirs or ours is raised again
-        if failed := failed_jobs():
-            _end(
-                f"SweepError: {failed} jobs failed; the same command again runs only what is missing\n{ended_jobs()}", SweepError.exit_code
-            )
+        _end_sweep()
         if isinstance(error, OSError) and error.errno in _NOT_WRITABLE and not verbose:
             _end(f"StorageError: {error}; free space, or start where outputs/ can be written", StorageError.exit_code)
         if verbose or describe(error) is None:
@@ -161,24 +166,19 @@ def launch(application: Callable[[], object]) -> None:
         _end(str(describe(error)), getattr(error, "exit_code", ConfigError.exit_code))
 
 
-def failed_jobs() -> str:
-    """How many jobs of a multirun failed, as `1 of 4`; empty where none did."""
-    rows = _ended_rows()
-    failed = sum(state == "failed" for _, state, _ in rows)
-    return f"{failed} of {len(rows)}" if failed else ""
-
-
-def ended_jobs() -> str:
-    """A line a job of a multirun: state, overrides, best monitored value or error; empty for a single run."""
-    return "\n".join(
-        f"  {state:6s} | {overrides} | {outcome if state == 'done' else describe(outcome) or repr(outcome)}"
-        for overrides, state, outcome in _ended_rows()
-    )
-
-
-def _ended_rows() -> list[tuple[str, str, object]]:
-    rows = sys.modules["mmexpert.sweep"].ended.rows if "mmexpert.sweep" in sys.modules else []
-    return rows if len(rows) > 1 else []
+def _end_sweep() -> None:
+    """After a multirun: the table of its jobs, also in files beside them; exit 10 where one failed. Nothing after any other command."""
+    jobs = sys.modules["mmexpert.sweep_jobs"].ended if "mmexpert.sweep_jobs" in sys.modules else None
+    if jobs is None or not jobs.rows:
+        return
+    failed = len(jobs.failed())
+    if os.environ.get("RANK", "0") != "0":  # one of several processes speaks for all
+        raise SystemExit(SweepError.exit_code if failed else 0)
+    jobs.write_tables()
+    if failed:
+        text = f"SweepError: {failed} of {len(jobs.rows)} jobs failed; the same command again runs only what is missing\n{jobs.table()}"
+        _end(text, SweepError.exit_code)
+    sys.stdout.write(jobs.table() + "\n")
 
 
 def describe(error: Exception) -> str | None:
@@ -198,6 +198,8 @@ def hydra_message(error: Exception) -> str | None:
         return f"ConfigError: {match[1]}: there is no such key{_near_keys(match[1])}"
     if match := re.search(r"Could not find '([^']+)'\n\nAvailable options in '([^']+)':\n((?:\t.*\n?)+)", text):
         group, option = match[2], match[1].rsplit("/", 1)[-1]
+        if extra := PLUGINS.get(f"{group}={option}"):
+            return f"ConfigError: {group}={option} is a plugin that is not installed here: pip install 'mmexpert[{extra}]'"
         return f"ConfigError: {group}={option}: there is no such option{suggest(option, match[3].split())}"
     if match := re.search(r"could not override '([^']+)'\.\s*No match in the defaults list", text, re.IGNORECASE):
         near = suggest(match[1], sorted(groups()))

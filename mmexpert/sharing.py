@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmexpert.engine.files import strict_json, write_atomic
-from mmexpert.engine.results import mask_text, masked
+from mmexpert.engine.secrets import mask_text, masked
 from mmexpert.types import ConfigError, RunFolderError
 
 log = logging.getLogger(__name__)

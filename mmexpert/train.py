@@ -13,12 +13,14 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mmexpert.command_line import help_text, launch, trust_list
 from mmexpert.config import CONF_DIR, NOT_HASHED, check
 from mmexpert.engine.lock import RunLock
 from mmexpert.engine.status import Status, config_difference, config_hash, read_status, trained
+from mmexpert.sweep_jobs import check_direction, remove_empty
 from mmexpert.types import RunFolderError
 
 log = logging.getLogger(__name__)
@@ -29,34 +31,29 @@ def application(cfg: DictConfig) -> float | None:
     """One job: returns the best value of the first monitored key, for sweepers."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)  # without Hydra's time stamps
     hydra_config = HydraConfig.get()
-    folder = Path(hydra_config.runtime.output_dir)
+    folder, overrides = Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task)
     try:
-        return run_job(check(cfg), folder, list(hydra_config.overrides.task))
+        plain = check(cfg)
+        if hydra_config.mode is RunMode.MULTIRUN:
+            check_direction(hydra_config.sweeper, plain["trainer"])
+        return run_job(plain, folder, overrides, hydra_config.mode is RunMode.RUN)
     finally:
-        remove_empty(folder)
+        remove_empty([folder])  # Hydra has made it, whether or not anything comes
 
 
-def run_job(plain: dict[str, Any], folder: Path, overrides: list[str]) -> float | None:
-    """A checked configuration from the state of its folder to its result."""
-    status = prepare_folder(folder, plain)
+def run_job(plain: dict[str, Any], folder: Path, overrides: list[str], alone: bool) -> float | None:
+    """A checked configuration from the state of its folder to its result. alone: no job of a multirun."""
     if plain["dry_run"]:
-        log.info("folder %s | state %s | %s", folder, status.state if status else "absent", " ".join(overrides) or "defaults")
+        if alone:  # of a multirun's jobs there is a table at the end
+            log.info("folder %s | state %s | %s", folder, planned_state(folder, plain), " ".join(overrides) or "defaults")
         return None
+    status = prepare_folder(folder, plain)
     if status is not None and status.state == "done" and not refit_open(folder, plain):
         log.info("finished before: %s", folder)
         return print_finished(folder)
     from mmexpert.training import train_run
 
     return train_run(plain, folder, overrides, tuple(trust_list))
-
-
-def remove_empty(folder: Path) -> None:
-    """Takes away the folder that Hydra has made before the job, and the name's above it, where nothing has been written."""
-    for path in (folder, folder.parent):
-        try:
-            path.rmdir()
-        except OSError:  # not empty, or another process's by now
-            return
 
 
 def prepare_folder(folder: Path, plain: dict[str, Any]) -> Status | None:
@@ -67,8 +64,8 @@ def prepare_folder(folder: Path, plain: dict[str, Any]) -> Status | None:
     status = read_status(folder)
     if plain["resume"] == "must" and status is None:
         raise RunFolderError(f"resume=must, but {folder} holds no run; leave resume out to start one")
-    if status is None or plain["dry_run"]:
-        return status
+    if status is None:
+        return None
     if plain["resume"] == "never":
         if os.environ.get("RANK", "0") == "0":  # the other ranks wait in the first collective
             put_aside(folder)
@@ -82,6 +79,16 @@ def prepare_folder(folder: Path, plain: dict[str, Any]) -> Status | None:
             f"{folder} holds a run of another configuration:\n{table}\nChoose another name=, or resume=never to start afresh here"
         )
     return status
+
+
+def planned_state(folder: Path, plain: dict[str, Any]) -> str:
+    """What the command would find: absent | unfinished | done | refused, where the folder holds a run of another configuration."""
+    status = read_status(folder)
+    if status is None or plain["resume"] == "never":
+        return "refused" if status is None and plain["resume"] == "must" else "absent"
+    if status.config_hash != config_hash(plain, NOT_HASHED):
+        return "refused"
+    return "done" if status.state == "done" and not refit_open(folder, plain) else "unfinished"
 
 
 def refit_open(folder: Path, plain: dict[str, Any]) -> bool:
@@ -111,8 +118,14 @@ def print_finished(folder: Path) -> float | None:
     if text.exists():
         for line in text.read_text(encoding="utf-8").splitlines():
             log.info("%s", line)
-    stored = folder / "metrics.json"
-    return json.loads(stored.read_text(encoding="utf-8")).get("best_value") if stored.exists() else None
+    return stored_value(folder)
+
+
+def stored_value(folder: Path) -> float | None:
+    """The best monitored value of a finished run, with folds the mean over those that are done: what train_run returned."""
+    files = [folder / "metrics.json"] if (folder / "metrics.json").exists() else sorted(folder.glob("fold_*/metrics.json"))
+    values = [value for path in files if (value := json.loads(path.read_text(encoding="utf-8")).get("best_value")) is not None]
+    return sum(values) / len(values) if values else None
 
 
 def main() -> None:

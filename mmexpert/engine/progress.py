@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmexpert.engine.files import plain
+from mmexpert.engine.monitor_mode import mode_of
 from mmexpert.types import ConfigError
 
 log = logging.getLogger(__name__)
@@ -38,14 +39,6 @@ class Choice:
             raise ConfigError(f"trainer.save_top_k={self.save_top_k}: 1 or more (the best is read at the end), or -1 for all")
         if (self.patience or 0) < 0 or not self.min_delta >= 0:
             raise ConfigError(f"trainer.early_stopping: patience={self.patience} and min_delta={self.min_delta} must be 0 or above")
-
-
-def mode_of(key: str) -> str:
-    """min for losses, nll, brier, ece and ranks, else max; the part before the last `/` does not count."""
-    name = key.rsplit("/", 1)[-1]
-    if name.endswith("effective_rank"):  # a dimension, not a place in a list: 1 is a collapsed model
-        return "max"
-    return "min" if name in ("nll", "brier") or name.startswith(("loss", "ece")) or name.endswith(("_rank", "_loss")) else "max"
 
 
 def check_monitors(monitors: Iterable[str | None], known: Iterable[str]) -> None:
