@@ -87,7 +87,7 @@ def planned_state(folder: Path, plain: dict[str, Any]) -> str:
     if status is None or plain["resume"] == "never":
         return "refused" if status is None and plain["resume"] == "must" else "absent"
     if status.config_hash != config_hash(plain, NOT_HASHED):
-        return "refused"
+        return "absent" if status.state == "failed" and not trained(folder) else "refused"
     return "done" if status.state == "done" and not refit_open(folder, plain) else "unfinished"
 
 

@@ -122,7 +122,7 @@ def test_optuna_looks_where_the_monitor_is_better_and_asks_for_the_same_trials_a
     best = max(int(name.removeprefix("seed=")) for name in before)
     assert f"Best value: {10.0 * best}" in first.stdout + first.stderr
     wrong = sweep(tmp_path, *command, "hydra.sweeper.direction=minimize")
-    assert wrong.returncode == 10 and "valid/RSum is best at its max: write direction=maximize" in wrong.stderr
+    assert wrong.returncode == 10 and "valid/RSum is better at its max: write hydra.sweeper.direction=maximize" in wrong.stderr
 
 
 @pytest.mark.parametrize("choice, extra", [("joblib", "sweep"), ("optuna", "sweep"), ("slurm", "slurm")])
