@@ -22,7 +22,7 @@ Losses = dict[str, Tensor]
 class Accumulation(Protocol):
     """Goes backward through a window and yields (loss terms, their rows) to be logged: once, or once a micro-batch."""
 
-    def __call__(self, objective: nn.Module, module: Objective, window: list[Batch]) -> Iterator[tuple[Losses, int]]:
+    def __call__(self, objective: nn.Module, module: Objective, window: Sequence[Batch]) -> Iterator[tuple[Losses, int]]:
         """objective: as wrapped for several processes; module: without the wrapping; window: micro-batches of one step."""
 
 
@@ -32,7 +32,7 @@ class Gradients:
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
 
-    def __call__(self, objective: nn.Module, module: Objective, window: list[Batch]) -> Iterator[tuple[Losses, int]]:
+    def __call__(self, objective: nn.Module, module: Objective, window: Sequence[Batch]) -> Iterator[tuple[Losses, int]]:
         """As Accumulation: one row of losses a micro-batch."""
         for batch in window:
             with self.accelerator.accumulate(objective):  # gradients travel in the last one only
@@ -52,7 +52,7 @@ class Features:
         self.accelerator = accelerator
         self.checked = False
 
-    def __call__(self, objective: nn.Module, module: Objective, window: list[Batch]) -> Iterator[tuple[Losses, int]]:
+    def __call__(self, objective: nn.Module, module: Objective, window: Sequence[Batch]) -> Iterator[tuple[Losses, int]]:
         """As Accumulation: one row of losses a step."""
         states, pairs = [], []
         for batch in window:
@@ -71,7 +71,7 @@ class Features:
         self.checked = True
         yield losses, sum(len(batch["id"]) for batch in window)
 
-    def _loss(self, module: Objective, pairs: list[Pair], window: list[Batch]) -> tuple[Losses, list["Pull"]]:
+    def _loss(self, module: Objective, pairs: list[Pair], window: Sequence[Batch]) -> tuple[Losses, list["Pull"]]:
         """The loss of all rows at once, and what brings its gradient to each micro-batch."""
         with torch.enable_grad(), self.accelerator.autocast():
             losses, _ = module.terms(joined_pairs(pairs), joined_batches(window, module.loss.needs))
@@ -143,8 +143,9 @@ def joined_encodings(encodings: Sequence[Encoding]) -> Encoding:
 
 def joined_batches(window: Sequence[Batch], needs: Sequence[str]) -> Batch:
     """What the loss reads of a batch, of all micro-batches: keys, weights, and what the loss names; tokens padded to the longest."""
-    names = [name for name in dict.fromkeys(("positive_key", "weight", "label", *needs)) if name in window[0]]
-    return {name: _joined([batch[name] for batch in window]) for name in names}
+    wanted = dict.fromkeys(("positive_key", "weight", "label", *needs))
+    parts = [{name: batch[name] for name in wanted if name in batch} for batch in window]  # once: each is expanded when it is taken
+    return {name: _joined([part[name] for part in parts]) for name in parts[0]}
 
 
 def refuse_batch_norm(objective: Objective) -> None:
