@@ -3,8 +3,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from test_radar_text import views_of, write_split, write_views
-from test_radhar import session_text, write_session
+from clip_files import session_text, views_of, write_session, write_split, write_views
 
 from mmexpert.data.collate import Collate
 from mmexpert.data.frames import Frames, Window, compact, expanded
