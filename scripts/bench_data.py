@@ -55,7 +55,8 @@ def radar_text(root: Path, layout: str, pack: str) -> RecordDataset:
         f"cache_dir={root / 'cache'}",
         "positives=instance",
     ]
-    return instantiate(composed("dataset=radar_text", *(f"dataset.{change}" for change in changes)).dataset, "dataset")
+    cfg = composed("dataset=radar_text", *(f"dataset.{change}" for change in changes))
+    return instantiate(cfg.dataset, "dataset")
 
 
 def plain(root: Path) -> Batch:

@@ -36,16 +36,29 @@ class Frames:
 
     def views(self) -> dict[str, Tensor]:
         """{view: float32 [B, F of the view, T], zero beyond a clip's end, 'mask': bool [B, T]}."""
-        clips, frames = self.index.shape
-        whole = self.values.index_select(0, self.index.flatten()).view(clips, frames, -1)
-        views, start = {}, 0
-        for view, rows in self.layout:
-            part = whole[..., start : start + rows].transpose(1, 2)
-            views[view] = torch.empty(part.shape, dtype=torch.float32, device=part.device).copy_(part)
-            if self.limits is not None:
-                views[view].clamp_(*self.limits)
-            start += rows
+        parts = self._on_host() if self.values.is_cpu else self._gathered()
+        if self.limits is not None:
+            for part in parts:
+                part.clamp_(*self.limits)
+        views = {view: part for (view, _), part in zip(self.layout, parts, strict=True)}
         return views | {"mask": self.index < len(self.values) - 1}
+
+    def _on_host(self) -> list[Tensor]:
+        """Clip by clip, within the cache: half the time of a gather."""
+        clips, frames = self.index.shape
+        parts = [torch.zeros(clips, rows, frames) for _, rows in self.layout]
+        ends = (self.index < len(self.values) - 1).sum(1).cumsum(0).tolist()
+        for columns, part in zip(self.values.split([rows for _, rows in self.layout], 1), parts, strict=True):
+            for clip, first, last in zip(part, [0, *ends], ends, strict=False):
+                clip[:, : last - first] = columns[first:last].T
+        return parts
+
+    def _gathered(self) -> list[Tensor]:
+        """With no number read from the device."""
+        clips, frames = self.index.shape
+        whole = self.values.index_select(0, self.index.flatten()).view(clips, frames, -1).transpose(1, 2)
+        parts = whole.split([rows for _, rows in self.layout], 1)
+        return [torch.empty(part.shape, dtype=torch.float32, device=part.device).copy_(part) for part in parts]
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Frames":
         """On the device."""

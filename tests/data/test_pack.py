@@ -184,6 +184,12 @@ def test_a_pack_is_not_copied_to_a_worker(text_set):
     close(expanded(batch_of(dataset)), expanded(batch_of(pickle.loads(pickle.dumps(dataset)))), "f32")
 
 
+def test_a_devices_gather_gives_the_bits_of_the_host(text_set):
+    frames = batch_of(text_set(pack="f16"))["radar"]
+    for one, other in zip(frames._gathered(), frames._on_host(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_a_window_keeps_no_padding_and_gives_the_same_bits(text_set):
     batch = batch_of(text_set())
     small = compact(batch)
