@@ -1,7 +1,7 @@
 """All benchmarks, one after the other, and docs/benchmarks.md: each goal of the specification with what was reached, or "not measured".
 
-    python scripts/bench_all.py --quick                  # the smaller sizes, one thread, CPU clock; rounds: --rounds 3
-    python scripts/bench_all.py --quick --only bench_data bench_ranks   # others keep what the last run stored
+python scripts/bench_all.py --quick                  # the smaller sizes, one thread, CPU clock; rounds: --rounds 3
+python scripts/bench_all.py --quick --only bench_data bench_ranks   # others keep what the last run stored
 """
 
 import argparse
@@ -105,7 +105,9 @@ def document(found: dict[str, dict]) -> str:
     """The whole page."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     rows = [line(goal, row, found) for goal in GOALS for row in of_goal(goal, found) or [None]]
-    states = [f"{name}: {x['date']}, {x['rounds']} rounds, load {x['load']}{', ' + x['fault'] if x['fault'] else ''}" for name, x in found.items()]
+    states = [
+        f"{name}: {x['date']}, {x['rounds']} rounds, load {x['load']}{', ' + x['fault'] if x['fault'] else ''}" for name, x in found.items()
+    ]
     return "\n".join([
         "# Benchmarks", "",
         "Written by `python scripts/bench_all.py --quick`; nothing here is typed by hand. Ratio: peer / ours, medians of interleaved rounds in one",
