@@ -23,7 +23,7 @@ LIMIT_S = {True: 240, False: 3600}  # of one script: a loaded machine must not h
 
 @dataclass(frozen=True)
 class Goal:
-    """A row of the specification's goal table. rows: what the names of its cases hold, all of it; empty: a test shows it, `by` says which."""
+    """A row of the specification's goal table. rows: what the names of its cases hold; without: `by` says which test shows it."""
 
     number: str
     what: str
@@ -110,8 +110,8 @@ def document(found: dict[str, dict]) -> str:
     ]
     return "\n".join([
         "# Benchmarks", "",
-        "Written by `python scripts/bench_all.py --quick`; nothing here is typed by hand. Ratio: peer / ours, medians of interleaved rounds in one",
-        "process; milliseconds of CPU time of one thread; memory: peak of live allocations in MB, ours / peer. A goal that is missed says so.", "",
+        "Written by `python scripts/bench_all.py --quick`; nothing here is typed by hand. Ratio: peer / ours, medians of interleaved",
+        "rounds in one process; milliseconds of CPU time of one thread; memory: peak of live allocations in MB, ours / peer. A goal that is missed says so.", "",
         f"Machine: {processor()}, {os.cpu_count()} cores seen, one thread, CPU clock; {platform.system()}, Python {platform.python_version()},",
         f"{', '.join(versions())}; commit {commit}.", "",
         *(f"- {state}" for state in states), "",

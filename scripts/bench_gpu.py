@@ -84,7 +84,8 @@ def main() -> None:
         seconds, peak = measured(work)
         rows.append({"case": f"{name} B {given.rows}", "s": seconds, "peak_gb": peak})
         print(f"{name}, B {given.rows}: {1e3 * seconds:.1f} ms, peak {peak:.2f} GB", flush=True)
-    del query, target, keys, works
+    works.clear()
+    query = target = keys = None
     tests = {
         "clip": lambda n: clip(*sides(n), torch.arange(n, device="cuda"))["loss_clip"],
         "usual clip": lambda n: usual(*sides(n), clip.logit_scale.exp()),
