@@ -19,6 +19,10 @@ DOCUMENT = ROOT / "docs" / "benchmarks.md"
 STORE = ROOT / "docs" / "benchmarks.json"
 SCRIPTS = ("bench_startup", "bench_data", "bench_losses", "bench_ranks", "bench_similarity", "bench_step")
 LIMIT_S = {True: 240, False: 3600}  # of one script: a loaded machine must not hold up the others
+HEAD = """# Benchmarks
+Written by `python scripts/bench_all.py`; nothing here is typed by hand. Ratio: peer / ours, medians of interleaved rounds in one process;
+milliseconds of CPU time of one thread; memory: peak of live allocations in MB, ours / peer. A goal that is missed says so.
+"""
 
 
 @dataclass(frozen=True)
@@ -105,19 +109,20 @@ def document(found: dict[str, dict]) -> str:
     """The whole page."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     rows = [line(goal, row, found) for goal in GOALS for row in of_goal(goal, found) or [None]]
-    states = [
-        f"{name}: {x['date']}, {x['rounds']} rounds, load {x['load']}{', ' + x['fault'] if x['fault'] else ''}" for name, x in found.items()
+    states = []
+    for name, run in found.items():
+        fault = f", {run['fault']}" if run["fault"] else ""
+        states.append(f"{name}: {run['date']}, {run['rounds']} rounds, load {run['load']}{fault}")
+    machine = f"{processor()}, {os.cpu_count()} cores seen, one thread, CPU clock; {platform.system()}, Python {platform.python_version()}"
+    parts = [
+        HEAD,
+        f"Machine: {machine}, {', '.join(versions())}; commit {commit}.\n",
+        *(f"- {state}" for state in states),
+        "\n| goal | case | asked for | ours ms | peer ms | ratio | memory MB | met |\n|---|---|---|---|---|---|---|---|",
+        *rows,
+        "\n## GPU\nNot measured: no GPU was at hand. `python scripts/bench_gpu.py` measures losses and the largest batch where there is one.\n",
     ]
-    return "\n".join([
-        "# Benchmarks", "",
-        "Written by `python scripts/bench_all.py --quick`; nothing here is typed by hand. Ratio: peer / ours, medians of interleaved",
-        "rounds in one process; milliseconds of CPU time of one thread; memory: peak of live allocations in MB, ours / peer. A goal that is missed says so.", "",
-        f"Machine: {processor()}, {os.cpu_count()} cores seen, one thread, CPU clock; {platform.system()}, Python {platform.python_version()},",
-        f"{', '.join(versions())}; commit {commit}.", "",
-        *(f"- {state}" for state in states), "",
-        "| goal | case | asked for | ours ms | peer ms | ratio | memory MB | met |", "|---|---|---|---|---|---|---|---|", *rows, "",
-        "## GPU", "", "Not measured: no GPU was at hand. `python scripts/bench_gpu.py` measures the table of the specification where there is one.", "",
-    ])  # fmt: skip
+    return "\n".join(parts)
 
 
 def processor() -> str:
