@@ -120,7 +120,7 @@ def document(found: dict[str, dict]) -> str:
         *(f"- {state}" for state in states),
         "\n| goal | case | asked for | ours ms | peer ms | ratio | memory MB | met |\n|---|---|---|---|---|---|---|---|",
         *rows,
-        "\n## GPU\nNot measured: no GPU was at hand. `python scripts/bench_gpu.py` measures losses and the largest batch where there is one.\n",
+        "\n## GPU\nNot measured: no GPU was at hand. `scripts/bench_gpu.py` measures where there is one.\n",
     ]
     return "\n".join(parts)
 
