@@ -6,6 +6,7 @@ Fresh interpreters, interleaved, medians of CPU seconds; exit 1 where torch is i
 """
 
 import argparse
+import json
 import os
 import platform
 import resource
@@ -48,7 +49,10 @@ def main() -> None:
     """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--quick", action="store_true", help="as without: there is one size")
+    parser.add_argument("--out", type=Path, help="the rows as JSON too")
+    given = parser.parse_args()
+    rounds, rows = given.rounds, []
     scripts = {
         "bare compose": BARE.format(conf=str(ROOT / "conf")),
         "--help": OURS.format(arguments=["--help"]),
@@ -66,7 +70,11 @@ def main() -> None:
     print("case | ours | bare compose | ratio | goal | met")
     for name in ("--help", "--cfg job"):
         ours = statistics.median(times[name])
+        met = "met" if ours <= 1.3 * bare else "missed"
+        rows.append({"case": name, "ours_s": ours, "peer_s": bare, "ratio": bare / ours, "goal": "<= 1.3x", "met": met})
         print(f"{name} | {ours:.2f} | {bare:.2f} | {ours / bare:.2f} | <= 1.3 | {'yes' if ours <= 1.3 * bare else 'missed'}")
+    if given.out:
+        given.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -69,7 +69,8 @@ def damage(folder: Path) -> str:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _fill(folder: Path, make: Callable[[Path], None]) -> None:
@@ -77,13 +78,21 @@ def _fill(folder: Path, make: Callable[[Path], None]) -> None:
         shutil.rmtree(old, ignore_errors=True)  # of a killed maker: we hold the lock; a worker that outlives it may still write there
     temporary = folder.parent / f"{folder.name}.tmp-{os.getpid()}"
     temporary.mkdir()
+    try:
+        _write(temporary, make)
+        os.rename(temporary, folder)
+    except BaseException:  # a full disk, a damaged source: nothing half made stays
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync(folder.parent)  # the rename itself is on the disk
+
+
+def _write(temporary: Path, make: Callable[[Path], None]) -> None:
     make(temporary)
     files = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
     (temporary / MANIFEST).write_text(json.dumps(files, indent=1), encoding="utf-8")
     for path in [*temporary.iterdir(), temporary]:
         _sync(path)
-    os.rename(temporary, folder)
-    _sync(folder.parent)  # the rename itself is on the disk
 
 
 def _sync(path: Path) -> None:

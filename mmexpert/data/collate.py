@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmexpert.data.frames import ClipFrames, Frames, joined
 from mmexpert.types import Batch, ConfigError, DataError
 
 Tokenizer = Callable[[list[str]], dict[str, torch.Tensor]]
@@ -32,7 +33,7 @@ class Collate:
         for sample in samples:
             if sample.keys() != samples[0].keys():
                 raise KeyError(f"a sample has {', '.join(sorted(sample))}, another of its batch {', '.join(sorted(samples[0]))}")
-            if "radar" in sample and 0 in (x.shape[1] for x in sample["radar"].values()):
+            if "radar" in sample and not _frames(sample["radar"]):
                 raise DataError(f"sample {sample.get('id', '(no id)')}: the clip has no frame; it needs at least one, remove its record")
         batch: Batch = {}
         for role in samples[0]:
@@ -43,10 +44,12 @@ class Collate:
                 batch[role] = self.roles.get(role, _stack)(values)
         return batch
 
-    def _radar(self, clips: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-        lengths = [next(iter(clip.values())).shape[1] for clip in clips]
+    def _radar(self, clips: list[dict[str, np.ndarray]] | list[ClipFrames]) -> dict[str, torch.Tensor] | Frames:
+        lengths = [_frames(clip) for clip in clips]
         longest = self.max_length if self.pad_to == "max" else max(lengths)
         frames = -(-longest // self.unit_length) * self.unit_length
+        if isinstance(clips[0], ClipFrames):
+            return joined(clips, frames)
         padded = {}
         for view in clips[0]:
             whole = np.zeros((len(clips), len(clips[0][view]), frames), np.float32)
@@ -70,6 +73,11 @@ class Collate:
             "hard_row": torch.tensor([row for row, _, _ in flat]),
             "hard_kind": torch.tensor([kind for _, kind, _ in flat]),
         }
+
+
+def _frames(clip: dict[str, np.ndarray] | ClipFrames) -> int:
+    """T of a clip; 0 where a view has none."""
+    return len(clip.values) if isinstance(clip, ClipFrames) else min(x.shape[1] for x in clip.values())
 
 
 def _stack(values: list[Any]) -> torch.Tensor:

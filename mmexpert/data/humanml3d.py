@@ -48,7 +48,6 @@ class HumanML3D(RadarDataset):
     on_error: str
     allow_outside: bool
     workers: Any
-    cache_dir: str
     radar: Any
 
     def __post_init__(self) -> None:
@@ -80,10 +79,17 @@ class HumanML3D(RadarDataset):
         self.take("humanml3d", records, {record.id: self.clips.frames(record.id) for record in records})
         faults.hand_over(self)
 
-    def clip(self, record: Record, epoch: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-        """Linear amplitude from the fixed place, in training from one of the random ones."""
-        placement = 0 if rng is None else int(rng.integers(self.clips.placements(record.source)))  # evaluation's place is one of them
-        return self.clips.views(record.source, placement, self.view_names)
+    def versions(self, record: Record) -> tuple[str, ...]:
+        """A clip from the fixed place, which evaluation takes, and one from each of the random ones."""
+        return tuple(f"{record.source}/{placement}" for placement in range(self.clips.placements(record.source)))
+
+    def packed_from(self) -> str:
+        """The cache's name says what the clips follow from."""
+        return self.clips.folder.name
+
+    def load(self, record: Record, number: int) -> dict[str, np.ndarray]:
+        """Linear amplitude from a place."""
+        return self.clips.views(record.source, number, self.view_names)
 
     def deep_check(self) -> list[Finding]:
         """Every clip loaded once; the joints have all been read by the constructor."""

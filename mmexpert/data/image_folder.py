@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from mmexpert.data.class_texts import class_names, class_prompts
 from mmexpert.data.findings import DataFault, FaultList, Finding, check_groups, deep_check
 from mmexpert.data.image_groups import check_sums, grouped, settle_duplicates
 from mmexpert.data.image_index import METADATA, Columns, Row, read_index
+from mmexpert.data.picture_cache import CACHES, Decoding, PictureCache
 from mmexpert.data.preparation import film_node
-from mmexpert.data.radiographs import FilmTransform, check_header, per_image, standardized
+from mmexpert.data.radiographs import FilmTransform, check_header, per_image, standardized, tower_constants
 from mmexpert.data.records import Record, RecordDataset
 from mmexpert.data.sampling import EVALUATION, epoch_order, sample_rng
 from mmexpert.types import ClassTable, ConfigError, DataError
@@ -57,6 +58,7 @@ class ImageFolder(RecordDataset):
     balance: dict[str, Any]
     duplicates: str
     cache: str
+    cache_dir: str
     seed: int
     on_error: str
     allow_outside: bool
@@ -85,8 +87,8 @@ class ImageFolder(RecordDataset):
         mirrors_text = self.flip == "swap" and any(tells_side(text) for texts in prompts for text in texts)
         self.has_text_index = "text" not in index.columns and not mirrors_text  # the table's row would tell the other side
         self.statistics = self.constants if self.normalize == "encoder" else None  # mean and sd by channel; else from fit()
-        self._films: dict[str, np.ndarray] = {}
         self._flat: set[str] = set()
+        self.films = self._cache(self.cache)
 
     def sample(self, record: Record, epoch: int, repeat: int) -> dict[str, Any]:
         """{'image': float32 [C, S, S], 'text', 'label', 'text_index': row of the prompt table, absent where texts are a film's own}."""
@@ -106,18 +108,23 @@ class ImageFolder(RecordDataset):
 
     def picture(self, record: Record) -> np.ndarray:
         """The film of a record, float32 [C, S, S] in 0..1, before augmentation and normalisation."""
-        if record.id in self._films:
-            return self._films[record.id]
-        row = self.rows[record.id]
-        picture, flat = self.transform(row.path, record.id)
-        if flat and record.id not in self._flat:
-            self._flat.add(record.id)
-            log.warning("%s (record %s) has one grey value only", row.path, record.id)
-        if self.flip == "canonical" and _SIDES[row.side.lower()] == "L":
-            picture = mirrored(picture)
-        if self.cache == "ram":
-            self._films[record.id] = picture
-        return picture
+        return self.films(record.id)
+
+    def _cache(self, kind: str) -> PictureCache:
+        left = sorted(row.id for row in self.rows.values() if self._mirrored(row))
+        settings = [asdict(self.transform), left]
+        return PictureCache(kind, self.cache_dir, {row.id: row.path for row in self.rows.values()}, Decoding(self._film, settings, "<f4"))
+
+    def _film(self, name: str) -> np.ndarray:
+        row = self.rows[name]
+        picture, flat = self.transform(row.path, name)
+        if flat and name not in self._flat:
+            self._flat.add(name)
+            log.warning("%s (record %s) has one grey value only", row.path, name)
+        return mirrored(picture) if self._mirrored(row) else picture
+
+    def _mirrored(self, row: Row) -> bool:
+        return self.flip == "canonical" and _SIDES[row.side.lower()] == "L"
 
     def columns(self, record: Record) -> dict[str, str]:
         """The columns of metadata.csv that mean nothing here."""
@@ -164,7 +171,8 @@ class ImageFolder(RecordDataset):
     def deep_check(self) -> list[Finding]:
         """Every film decoded once."""
         checked = copy.copy(self)
-        checked.normalize, checked.cache, checked._films, checked._flat = "none", "none", {}, set()
+        checked.normalize, checked._flat = "none", set()
+        checked.films = checked._cache("none")
         findings = deep_check(checked)
         flat = [(str(self.rows[name].path), name) for name in sorted(checked._flat)]
         return findings + [
@@ -179,7 +187,7 @@ class ImageFolder(RecordDataset):
 
     def _check_keys(self) -> None:
         """Raises ConfigError for a value that no film could be read with."""
-        for key, choices in (("flip", FLIPS), ("normalize", _NORMALIZE), ("cache", ("none", "ram"))):
+        for key, choices in (("flip", FLIPS), ("normalize", _NORMALIZE), ("cache", CACHES)):
             if getattr(self, key) not in choices:
                 raise ConfigError(f"dataset.{key}={getattr(self, key)}: choose {', '.join(choices)}")
         if self.in_chans != self.channels:
@@ -188,21 +196,7 @@ class ImageFolder(RecordDataset):
         self.ranges = preset(self.augmentation)
         self.balance_settings = balance_settings(self.balance)
         if self.normalize == "encoder":
-            self.constants = tuple(self._constants(key) for key in ("mean", "std"))
-
-    def _constants(self, key: str) -> np.ndarray:
-        """The tower's constants by channel; three of RGB become their average for grey films, whose values they fit best."""
-        values = np.array([] if getattr(self, key) is None else getattr(self, key), np.float32).ravel()
-        if self.channels == 1 and len(values) == 3:
-            values = values.mean(keepdims=True)
-        if len(values) == 1:
-            values = np.repeat(values, self.channels)
-        if len(values) != self.channels or (key == "std" and values.min() <= 0):
-            raise ConfigError(
-                f"dataset.normalize=encoder: encoder.image.{key} is {getattr(self, key)}, expected one value for each of "
-                f"dataset.channels={self.channels}; choose an encoder/image that names it, or dataset.normalize=per_image"
-            )
-        return values
+            self.constants = tuple(tower_constants(key, getattr(self, key), self.channels) for key in ("mean", "std"))
 
     def _usable(self, rows: list[Row], columns: Sequence[str], faults: FaultList) -> list[Row]:
         """Rows whose file, class and side can be used; the rest goes to faults. Raises DataError where none is left."""

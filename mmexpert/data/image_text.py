@@ -8,10 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from mmexpert.data.findings import DataFault, FaultList, Finding
 from mmexpert.data.image_files import check_ending
 from mmexpert.data.image_text_formats import Row, read_rows
 from mmexpert.data.paths import inside
+from mmexpert.data.picture_cache import Decoding, PictureCache
 from mmexpert.data.pictures import SUFFIXES, open_picture
 from mmexpert.data.records import Record, RecordDataset, normalize_caption
 from mmexpert.data.scenes import caption_records, check_captions, drawn_caption, warn_of_flips
@@ -51,6 +55,8 @@ class ImageText(RecordDataset):
     positives: str
     exif: bool
     transform: Any
+    cache: str
+    cache_dir: str
     seed: int
     on_error: str
     allow_outside: bool
@@ -77,11 +83,16 @@ class ImageText(RecordDataset):
             warn_of_components(self, faults)
         faults.hand_over(self)
         warn_of_flips(self)
+        self.pictures_kept = PictureCache(self.cache, self.cache_dir, self.paths, Decoding(self._pixels, [self.exif], "|u1"))
 
     def sample(self, record: Record, epoch: int, repeat: int) -> dict[str, Any]:
         """{'image': float32 [3, S, S], 'text'}."""
         text, rng = drawn_caption(record, self.captions, self.seed, epoch, repeat)
-        return {"image": self.transform(open_picture(self.paths[record.source], record.source, self.exif), rng), "text": text}
+        return {"image": self.transform(Image.fromarray(self.pictures_kept(record.source)), rng), "text": text}
+
+    def _pixels(self, name: str) -> np.ndarray:
+        """uint8 [H, W, 3] of a file."""
+        return np.asarray(open_picture(self.paths[name], name, self.exif))
 
     def deep_check(self) -> list[Finding]:
         """Every image decoded once."""

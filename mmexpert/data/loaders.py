@@ -2,7 +2,7 @@
 
 import logging
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from mmexpert.data.balance import Balance
 from mmexpert.data.class_samplers import balanced_order, distinct_classes, weighted_order
 from mmexpert.data.collate import Collate, to_device
+from mmexpert.data.frames import Window, compact, expanded
 from mmexpert.data.records import RecordDataset
 from mmexpert.data.sampling import Plan, blocked_order, epoch_order, evaluation_draws, hash_order, micro_batch, step_sizes
 from mmexpert.data.workers import BatchSource, Stream, WorkerSettings
@@ -65,7 +66,7 @@ class Loaders:
         if (left := len(parts["train"]) - sum(sizes)) and plan.rank == 0:
             log.info("%d of %d training samples are left out of each epoch, other ones each time", left, len(parts["train"]))
 
-    def train(self, epoch: int, start_step: int) -> Iterator[list[Batch]]:
+    def train(self, epoch: int, start_step: int) -> Iterator[Sequence[Batch]]:
         """Windows (the A micro-batches of one optimizer step) of an epoch from a step on; order = f(seed, epoch).
 
         The workers begin with this call: nothing is drawn from a global generator when the first window is taken.
@@ -110,7 +111,7 @@ class Loaders:
         try:
             for batch in stream.batches(draws):
                 self.on_batch()
-                yield to_device(batch, self.device)
+                yield expanded(to_device(batch, self.device))
         finally:
             stream.close()
             self._open.discard(stream)
@@ -119,14 +120,15 @@ class Loaders:
         """Ends all workers; a later train() starts new ones."""
         _close(self._open)
 
-    def _windows(self, batches: Iterator[Batch]) -> Iterator[list[Batch]]:
+    def _windows(self, batches: Iterator[Batch]) -> Iterator[Sequence[Batch]]:
+        large = self.plan.accumulation > 1 and self.device.type == "cpu"  # a large batch's padding is most of what it takes
         window: list[Batch] = []
         for batch in batches:
             if self.balance is not None and self.dataset.balance_settings.weighs:
                 batch["weight"] = torch.from_numpy(self.balance.loss).float()[batch["label"]]
-            window.append(to_device(batch, self.device))
+            window.append(to_device(compact(batch) if large else batch, self.device))
             if len(window) == self.plan.accumulation:
-                yield window
+                yield Window(window)
                 window = []
 
 

@@ -1,10 +1,13 @@
 """What all radar data sets share: keys, caption choice, and the way from a stored clip to a sample."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from mmexpert.data.radar_pack import RadarPack, check
 from mmexpert.data.records import Record, RecordDataset, one_caption_each
 from mmexpert.data.sampling import EVALUATION, sample_rng
 from mmexpert.data.views import Lengths, ViewTransform, view_names
@@ -17,8 +20,8 @@ CAPTIONS = ("random", "first", "all")
 class RadarDataset(RecordDataset):
     """Keys of every radar data set; the YAML files say what each means.
 
-    A subclass reads its records in __post_init__, hands them to take(), and defines clip(). mirror_allowed: whether its texts stay
-    true when left and right are exchanged.
+    A subclass reads its records in __post_init__, hands them to take(), and defines load() and packed_from(). mirror_allowed: whether
+    its texts stay true when left and right are exchanged.
     """
 
     views: Any
@@ -33,6 +36,8 @@ class RadarDataset(RecordDataset):
     eval_captions: str
     positives: str
     seed: int
+    pack: str
+    cache_dir: str
 
     mirror_allowed = False
 
@@ -41,6 +46,7 @@ class RadarDataset(RecordDataset):
         self.view_names = view_names(self.views)
         lengths = Lengths(self.max_length, self.unit_length, self.min_length)
         self.transform = ViewTransform(self.normalize, lengths, self.augmentation)
+        check(self.pack, self.augmentation or {})
         if self.short not in ("pad", "drop"):
             raise ConfigError(f"dataset.short={self.short}: choose pad or drop")
         for key, choices in (("captions", CAPTIONS), ("eval_captions", ("first", "all"))):
@@ -60,15 +66,32 @@ class RadarDataset(RecordDataset):
             expanded += one_caption_each(record) if all_of_them == "all" else [record]
         super().__init__(name, expanded, self.positives, classes)
         self.exclusions.dropped += [(str(r.source), r.id, f"{frames[r.id]} frames, dataset.min_length={self.min_length}") for r in dropped]
+        self.packed = None if self.pack == "none" else self._packed()
+
+    def versions(self, record: Record) -> Sequence[str]:
+        """Names of the stored clips of a record: training draws one of them, evaluation takes the first."""
+        return (record.source,)
+
+    def load(self, record: Record, number: int) -> dict[str, np.ndarray]:
+        """The views [F, T] of one of them before normalisation."""
+        raise NotImplementedError
+
+    def packed_from(self) -> Any:
+        """What the stored clips depend on, as JSON can say it: digests of source files, keys that change a clip."""
+        raise NotImplementedError
 
     def clip(self, record: Record, epoch: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
         """The views [F, T] of a record before normalisation; rng is None in evaluation."""
-        raise NotImplementedError
+        return self.load(record, _drawn(self.versions(record), rng))
 
     def sample(self, record: Record, epoch: int, repeat: int) -> dict[str, Any]:
         """{'radar': {view: float32 [F, T]}, 'text': str, 'hard_text': [(kind, caption)] in evaluation}."""
         rng = None if epoch == EVALUATION else sample_rng(self.seed, epoch, record.id, repeat)
-        views, _ = self.transform(self.clip(record, epoch, rng), rng)
+        if self.packed is None:
+            views, _ = self.transform(self.clip(record, epoch, rng), rng)
+        else:
+            names = self.versions(record)
+            views = self.packed(names[_drawn(names, rng)], rng)
         sample: dict[str, Any] = {"radar": views}
         if record.captions:
             choose = rng is not None and self.captions == "random"
@@ -76,3 +99,13 @@ class RadarDataset(RecordDataset):
         if rng is None and self.hard_kinds:
             sample["hard_text"] = [(self.hard_kinds.index(kind), caption) for kind, caption in record.hard_captions]
         return sample
+
+    def _packed(self) -> RadarPack:
+        """The pack of all stored clips; several records may share one."""
+        clips = {name: (record, number) for record in self.records for number, name in enumerate(self.versions(record))}
+        sources = ((name, partial(self.load, *clips[name])) for name in sorted(clips))
+        return RadarPack((self.pack, self.cache_dir), [sorted(clips), self.packed_from()], self.view_names, self.transform, sources)
+
+
+def _drawn(names: Sequence[str], rng: np.random.Generator | None) -> int:
+    return 0 if rng is None else int(rng.integers(len(names)))  # nothing is drawn where there is one only

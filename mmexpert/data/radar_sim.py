@@ -3,7 +3,7 @@
 import json
 import logging
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,6 @@ class RadarSim(RadarDataset):
     shuffle_captions: bool
     shuffle_time: bool
     workers: Any
-    cache_dir: str
     radar: Any
     motion: Any
 
@@ -78,14 +77,30 @@ class RadarSim(RadarDataset):
         ]
         if self.shuffle_captions:
             records = self._shuffled(records)
-        self.take("radar_sim", records, {row["id"]: row["frames"] for row in rows})
-        self.codes = _read_shards(self.cache)
-        if self.twins:
-            self.together = _pairs(self.records)
         self._amplitudes = 10 ** ((np.arange(256) - 255) * (-_DEEPEST_DB / 255) / 20).astype(np.float32)
         self._amplitudes[0] = 0.0
+        self.take("radar_sim", records, {row["id"]: row["frames"] for row in rows})
+        if self.packed is None:
+            self.codes  # noqa: B018  read before workers are forked, so that they share the pages
+        else:
+            self.__dict__.pop("codes", None)  # packing may have read them
+        if self.twins:
+            self.together = _pairs(self.records)
 
-    def clip(self, record: Record, epoch: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+    @cached_property
+    def codes(self) -> dict[str, np.ndarray]:
+        """All codes, uint8 [F, T] by clip/view."""
+        return _read_shards(self.cache)
+
+    def versions(self, record: Record) -> tuple[str]:
+        """A clip each; shuffled time is drawn for each record, and records may be captions of one clip."""
+        return (record.id if self.shuffle_time else record.source,)
+
+    def packed_from(self) -> list[Any]:
+        """The cache's name says what the clips follow from."""
+        return [self.cache.name, [self.shuffle_time, self.unit_length, self.seed]]
+
+    def load(self, record: Record, number: int) -> dict[str, np.ndarray]:
         """Decoded views, linear amplitude."""
         name = record.source
         codes = {view: self.codes[f"{name}/{view}"] for view in self.view_names}

@@ -12,6 +12,7 @@ from mmexpert.data.findings import DataFault, FaultList, Finding, check_groups, 
 from mmexpert.data.humanml3d_text import motion_group
 from mmexpert.data.paths import inside
 from mmexpert.data.radar_base import RadarDataset
+from mmexpert.data.radar_pack import digest_of
 from mmexpert.data.radar_text_index import Entry, apart, read_split_file, smallest_hashes
 from mmexpert.data.records import Record
 from mmexpert.data.views import VIEW_ROWS, check_lengths, check_shape, check_view, view_names
@@ -60,10 +61,21 @@ class RadarText(RadarDataset):
         self.take("radar_text", records, frames, classes)
         faults.hand_over(self)
 
-    def clip(self, record: Record, epoch: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-        """Linear amplitude of the views; of a random rotation in training, of the first otherwise."""
-        rotations = self.files[record.source]  # source, not id: with captions=all an id carries the caption's number
-        return self._load(rotations[0 if rng is None or len(rotations) == 1 else int(rng.integers(len(rotations)))])
+    def versions(self, record: Record) -> tuple[str, ...]:
+        """The rotations of a motion; of its source, not id: with captions=all an id carries the caption's number."""
+        return tuple(f"{record.source}/{number}" for number in range(len(self.files[record.source])))
+
+    def packed_from(self) -> list[Any]:
+        """All bytes of all files: of them alone, no modification times."""
+        digests = {
+            name: [[digest_of(dict.fromkeys(file.path for file in views.values())), sorted(views)] for views in rotations]
+            for name, rotations in self.files.items()
+        }
+        return [self.stored, self.layout, digests]
+
+    def load(self, record: Record, number: int) -> dict[str, np.ndarray]:
+        """Linear amplitude of a rotation's views."""
+        return self._load(self.files[record.source][number])
 
     def sample(self, record: Record, epoch: int, repeat: int) -> dict[str, Any]:
         """{'radar', 'text'}, and the label where the records have classes."""

@@ -42,7 +42,6 @@ class RadHar(RadarDataset):
     static_dropout: float
     on_error: str
     allow_outside: bool
-    cache_dir: str
 
     mirror_allowed = True  # the five classes are symmetric, and their prompts tell no side
 
@@ -52,11 +51,13 @@ class RadHar(RadarDataset):
         files = self._files(Path(self.root), faults)
         texts = self._texts(sorted({path.parent.name for _, path in files}), faults)
         self.sessions: dict[str, Session] = {}
+        self.digests: dict[str, str] = {}
         records: list[Record] = []
         digests: dict[str, Path] = {}
         for split, path in files:
             with faults.catching():
-                twin = digests.setdefault(file_digest(path), path)
+                self.digests[_session_name(path)] = digest = file_digest(path)
+                twin = digests.setdefault(digest, path)
                 if twin != path:  # two groups that hold the same seconds would straddle every fold unseen
                     raise DataFault(f"{path} has the bytes of {twin}: keep one of them", "duplicate_content", str(path))
                 records += self._windows(split, path, list(texts), faults)
@@ -65,6 +66,18 @@ class RadHar(RadarDataset):
         classes = ClassTable(tuple(texts), tuple(texts.values()), tuple(labels.count(k) for k in range(len(texts))))
         self.take("radhar", records, {record.id: record.source[2] for record in records}, classes)
         faults.hand_over(self)
+
+    def versions(self, record: Record) -> tuple[str]:
+        """A window each."""
+        return (record.id,)
+
+    def packed_from(self) -> list[Any]:
+        """The sessions' bytes, how they are read, and what of them a window shows."""
+        return [_PARSER_VERSION, self.digests, [self.window, self.stride, self.moving_only, self.near_cut]]
+
+    def load(self, record: Record, number: int) -> dict[str, np.ndarray]:
+        """Point weights by row and frame [F, window], without static_dropout."""
+        return self.clip(record, EVALUATION, None)
 
     def clip(self, record: Record, epoch: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
         """Point weights by row and frame [F, window]."""
@@ -107,6 +120,8 @@ class RadHar(RadarDataset):
             raise ConfigError(f"dataset.window={self.window} and dataset.stride={self.stride} are frames, at least 1")
         if self.near_cut < 0 or not 0 <= self.static_dropout <= 1:
             raise ConfigError(f"dataset.near_cut={self.near_cut} is in m, dataset.static_dropout={self.static_dropout} a share, 0..1")
+        if self.pack != "none" and self.static_dropout and not self.moving_only:
+            raise ConfigError("dataset.static_dropout draws among a window's points, which a pack does not hold: set dataset.pack=none")
         if "all" in (self.captions, self.eval_captions):
             raise ConfigError("dataset.captions: RadHAR's windows have class prompts, no captions of their own; choose random or first")
 

@@ -5,6 +5,7 @@ Letters: C channels (1 or 3), H rows, W columns. 8-bit files become 0..1; deeper
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,3 +187,18 @@ def _full_scale(pixels: np.ndarray, mode: str) -> float | None:
     """What white is stored as: 65535 for integers that fit 16 bits, 1 for floats in 0..1."""
     limit = 1.0 if mode == "F" else 65535.0
     return limit if pixels.min() >= 0 and pixels.max() <= limit else None
+
+
+def tower_constants(key: str, given: Sequence[float] | float | None, channels: int) -> np.ndarray:
+    """The tower's mean or std by channel; three of RGB become their average for grey films, whose values they fit best."""
+    values = np.array([] if given is None else given, np.float32).ravel()
+    if channels == 1 and len(values) == 3:
+        values = values.mean(keepdims=True)
+    if len(values) == 1:
+        values = np.repeat(values, channels)
+    if len(values) != channels or (key == "std" and values.min() <= 0):
+        raise ConfigError(
+            f"dataset.normalize=encoder: encoder.image.{key} is {given}, expected one value for each of "
+            f"dataset.channels={channels}; choose an encoder/image that names it, or dataset.normalize=per_image"
+        )
+    return values

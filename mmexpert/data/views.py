@@ -74,11 +74,16 @@ def normalize_view(x: np.ndarray, kind: str, floor_db: float, reference: str | f
         return np.log1p(np.abs(x)).astype(np.float32)
     if kind != "db":
         raise ConfigError(f"dataset.normalize.kind={kind}: choose db, log1p or none")
+    return np.minimum(level_db(x, floor_db, reference), 0) / np.float32(-floor_db) + np.float32(1)
+
+
+def level_db(x: np.ndarray, floor_db: float, reference: str | float) -> np.ndarray:
+    """float32 20 log10(x / ref), not below floor_db; an all-zero view lies there whatever its reference."""
     ref = float(x.max()) if reference == "clip" else float(reference)
     if ref <= 0:
-        return np.zeros(x.shape, np.float32)
+        return np.full(x.shape, floor_db, np.float32)
     decibel = 20 * np.log10(np.maximum(x, _TINY) / np.float32(ref), dtype=np.float32)
-    return np.clip(decibel, floor_db, 0) / np.float32(-floor_db) + np.float32(1)
+    return np.maximum(decibel, np.float32(floor_db))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ Losses = dict[str, Tensor]
 class Accumulation(Protocol):
     """Goes backward through a window and yields (loss terms, ids of their rows) to be logged: once, or once a micro-batch."""
 
-    def __call__(self, objective: nn.Module, module: Objective, window: list[Batch]) -> Iterator[tuple[Losses, Tensor]]:
+    def __call__(self, objective: nn.Module, module: Objective, window: Sequence[Batch]) -> Iterator[tuple[Losses, Tensor]]:
         """objective: as wrapped for several processes; module: without the wrapping; window: micro-batches of one step."""
 
 
@@ -32,7 +32,7 @@ class Gradients:
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
 
-    def __call__(self, objective: nn.Module, module: Objective, window: list[Batch]) -> Iterator[tuple[Losses, Tensor]]:
+    def __call__(self, objective: nn.Module, module: Objective, window: Sequence[Batch]) -> Iterator[tuple[Losses, Tensor]]:
         """As Accumulation: one row of losses a micro-batch."""
         for batch in window:
             with self.accelerator.accumulate(objective):  # gradients travel in the last one only
@@ -52,10 +52,11 @@ class Features:
         self.accelerator = accelerator
         self.checked = False
 
-    def __call__(self, objective: nn.Module, module: Objective, window: list[Batch]) -> Iterator[tuple[Losses, Tensor]]:
+    def __call__(self, objective: nn.Module, module: Objective, window: Sequence[Batch]) -> Iterator[tuple[Losses, Tensor]]:
         """As Accumulation: one row of losses a step."""
-        states, pairs = [], []
+        states, pairs, ids = [], [], []
         for batch in window:
+            ids.append(batch["id"])
             states.append(random_state.capture())
             with torch.no_grad(), self.accelerator.autocast():  # one context each: autocast would keep weights without gradient
                 pairs.append(_detached(module.model(batch)))
@@ -69,9 +70,9 @@ class Features:
                     surrogate.backward()  # the loss was scaled (fp16) when its gradients were made: neither again nor over A
         random_state.restore(after)
         self.checked = True
-        yield losses, torch.cat([batch["id"] for batch in window])
+        yield losses, torch.cat(ids)
 
-    def _loss(self, module: Objective, pairs: list[Pair], window: list[Batch]) -> tuple[Losses, list["Pull"]]:
+    def _loss(self, module: Objective, pairs: list[Pair], window: Sequence[Batch]) -> tuple[Losses, list["Pull"]]:
         """The loss of all rows at once, and what brings its gradient to each micro-batch."""
         with torch.enable_grad(), self.accelerator.autocast():
             losses, _ = module.terms(joined_pairs(pairs), joined_batches(window, module.loss.needs))
@@ -143,8 +144,9 @@ def joined_encodings(encodings: Sequence[Encoding]) -> Encoding:
 
 def joined_batches(window: Sequence[Batch], needs: Sequence[str]) -> Batch:
     """What the loss reads of a batch, of all micro-batches: keys, weights, and what the loss names; tokens padded to the longest."""
-    names = [name for name in dict.fromkeys(("positive_key", "weight", "label", *needs)) if name in window[0]]
-    return {name: _joined([batch[name] for batch in window]) for name in names}
+    wanted = dict.fromkeys(("positive_key", "weight", "label", *needs))
+    parts = [{name: batch[name] for name in wanted if name in batch} for batch in window]  # once: each is expanded when it is taken
+    return {name: _joined([part[name] for part in parts]) for name in parts[0]}
 
 
 def refuse_batch_norm(objective: Objective) -> None:

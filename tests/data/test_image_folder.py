@@ -12,6 +12,7 @@ from PIL import Image
 from mmexpert.data.augment import mirrored
 from mmexpert.data.collate import Collate
 from mmexpert.data.loaders import Loaders, PlanSettings
+from mmexpert.data.radiographs import FilmTransform
 from mmexpert.data.sampling import EVALUATION
 from mmexpert.data.workers import WorkerSettings
 from mmexpert.types import ConfigError, DataError
@@ -394,9 +395,24 @@ def test_the_towers_constants_are_averaged_for_grey_films(build, root):
 
 
 def test_kept_films_are_those_that_are_read_anew(build, root):
-    fresh, kept = (build("image_folder", root=root, cache=cache, augmentation="light", **TINY) for cache in ("none", "ram"))
+    fresh, kept, on_disk = (build("image_folder", root=root, cache=kind, augmentation="light", **TINY) for kind in ("none", "ram", "disk"))
     for epoch in (0, 1):
-        assert equal(batch_of(fresh, epoch), batch_of(kept, epoch))
+        assert equal(batch_of(fresh, epoch), batch_of(kept, epoch)) and equal(batch_of(fresh, epoch), batch_of(on_disk, epoch))
+
+
+def test_films_on_disk_are_decoded_once_and_again_when_a_file_changes(build, root, tmp_path, monkeypatch):
+    decoded, plain = [], FilmTransform.__call__
+    monkeypatch.setattr(FilmTransform, "__call__", lambda self, path, name: decoded.append(name) or plain(self, path, name))
+    made = {"root": root, "cache": "disk", "cache_dir": tmp_path / "cache"} | TINY
+    count = len(build("image_folder", **made))
+    assert len(decoded) == count
+    batch_of(build("image_folder", **made))
+    assert len(decoded) == count  # another run reads the file
+    film = next(root.glob("*/*.png"))
+    Image.fromarray(255 - np.asarray(Image.open(film))).save(film)
+    changed = build("image_folder", **made)
+    assert len(decoded) == 2 * count
+    assert equal(batch_of(changed), batch_of(build("image_folder", root=root, **TINY)))
 
 
 def test_the_fingerprint_sees_texts_labels_and_files_but_not_the_folders_place(build, root, tmp_path):

@@ -335,3 +335,17 @@ def test_check_data_reads_every_image_and_names_the_one_that_is_damaged_inside(i
     findings = image_text(root, split={"valid": 0.0}).deep_check()
     errors = [finding for finding in findings if finding.severity == "error"]
     assert len(errors) == 1 and errors[0].record == "images/c.png"
+
+
+@pytest.mark.parametrize("cache", ["ram", "disk"])
+def test_kept_pictures_are_those_that_are_read_anew(image_text, tmp_path, cache):
+    root = write(pictures(tmp_path), "data.json")
+    fresh, kept = (image_text(root, cache=kind, cache_dir=tmp_path / "cache", split={"valid": 0.0}) for kind in ("none", cache))
+    for draw in ((i, epoch, 0) for epoch in (-1, 0, 1) for i in range(len(fresh))):
+        np.testing.assert_array_equal(fresh[draw]["image"], kept[draw]["image"])
+    assert any((tmp_path / "cache").glob("pack-*")) == (cache == "disk")
+
+
+def test_a_cache_that_there_is_not_is_named(image_text, tmp_path):
+    with pytest.raises(ConfigError, match="dataset.cache=tape: choose none, ram, disk"):
+        image_text(write(pictures(tmp_path), "data.json"), cache="tape")

@@ -6,36 +6,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from clip_files import views_of, write_split, write_views
 
 from mmexpert.data.findings import DataFault, DataFaults
 from mmexpert.data.views import VIEW_ROWS
 from mmexpert.types import ConfigError, DataError
 
 RAW = {"normalize": {"kind": "none"}, "unit_length": 4, "min_length": 4, "max_length": 64}
-
-
-def views_of(seed, frames=40):
-    rng = np.random.default_rng(seed)
-    return {view: rng.uniform(0.1, 1, (rows, frames)).astype(np.float32) for view, rows in VIEW_ROWS.items()}
-
-
-def write_views(folder, stem, views, layout):
-    folder.mkdir(parents=True, exist_ok=True)
-    if layout == "npz":
-        np.savez(folder / f"{stem}.npz", **views)
-    elif layout == "safetensors":
-        save_file(views, folder / f"{stem}.safetensors")
-    for view, x in views.items():
-        if layout == "folders":
-            (folder / view).mkdir(exist_ok=True)
-            np.save(folder / view / f"{stem}.npy", x)
-        elif layout == "suffixes":
-            np.save(folder / f"{stem}_{view}.npy", x)
-
-
-def write_split(root, name, records):
-    (root / name).write_text(json.dumps(records), encoding="utf-8")
 
 
 @pytest.fixture

@@ -4,40 +4,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from clip_files import POINT, RECORD, session_text, write_session
 
 from mmexpert.data import radhar
 from mmexpert.data.radhar import point_views
 from mmexpert.data.radhar_text import read_session
 from mmexpert.types import ConfigError, DataError
-
-RECORD = """header: 
-  seq: {seq}
-  stamp: 
-    secs: {secs}
-    nsecs: 5
-  frame_id: "ti_mmwave"
-point_id: {point_id}
-x: 0.1
-y: 0.1
-z: 0.1
-range: {range}
-velocity: {velocity}
-doppler_bin: {doppler_bin}
-bearing: {bearing}
-intensity: {intensity}
----
-"""
-POINT = {"seq": 1, "secs": 1561686032, "range": 3.0, "velocity": 1.2, "doppler_bin": 10, "bearing": 30.0, "intensity": 25.0}
-
-
-def session_text(frames: int, points: int = 10, **changes: object) -> list[str]:
-    return [RECORD.format(**POINT | changes, point_id=k % points) for k in range(frames * points)]
-
-
-def write_session(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text if isinstance(text, str) else "".join(text), encoding="latin-1")
-    return path
 
 
 @pytest.fixture
