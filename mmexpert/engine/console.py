@@ -128,7 +128,7 @@ def result_table(metrics: dict[str, Any], protocol: dict[str, Any]) -> list[str]
         if metrics.get(key) is not None:
             interval = f"  [{metrics[f'{key}_lo']:.3f}, {metrics[f'{key}_hi']:.3f}]" if f"{key}_lo" in metrics else ""
             beside = f"  (chance {chance[key]:.3f})" if key in chance else ""
-            lines.append(f"{key:20s}{metrics[key]:.3f}{interval}{beside}")
+            lines.append(f"{key:22s}{metrics[key]:.3f}{interval}{beside}")
     return lines
 
 
