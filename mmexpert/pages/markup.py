@@ -1,0 +1,111 @@
+"""The few elements that a page is made of. Every value goes through text(): captions, class and run names are foreign."""
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_LONGEST = 400  # characters of a value
+STYLE = """
+:root{color-scheme:light dark;--ink:#1b1f24;--soft:#5d6672;--line:#d9dee5;--back:#fff;--panel:#f6f7f9;--mark:#fff3c4;--good:#117a37;
+--bar:#3b6fb6;--bad:#b3261e;--heat:59,111,182;--s0:#2f6fb7;--s1:#d1660b;--s2:#2a8f4b;--s3:#b5328a;--s4:#7a5cc4;--s5:#8a6d00;--s6:#00868b;--s7:#6b6f76}
+@media(prefers-color-scheme:dark){:root{--ink:#e5e8ec;--soft:#a0a9b5;--line:#39404a;--back:#14171b;--panel:#1d2127;--mark:#4a3d0c;
+--good:#5fd38a;--bad:#ff8a80;--bar:#6fa3e6;--heat:111,163,230;--s0:#6fa8ea;--s1:#f3984b;--s2:#62c483;--s3:#e77cc2;--s4:#ac95ea;--s5:#d6b944;--s6:#4cc4c8;--s7:#a5abb3}}
+*{box-sizing:border-box}body{font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:var(--ink);background:var(--back);
+max-width:76rem;margin:0 auto;padding:1.2rem 1rem 4rem;overflow-wrap:anywhere}
+h1{font-size:1.5rem;margin:.2rem 0 .4rem;line-height:1.25}h2{font-size:1.15rem;margin:2.2rem 0 .6rem;padding-top:.7rem;border-top:1px solid var(--line)}
+h3{font-size:1rem;margin:1.2rem 0 .4rem}p{margin:.4rem 0}.soft,caption span{color:var(--soft);font-weight:400}nav{font-size:.9rem}nav a{margin-right:.9rem;white-space:nowrap}
+a{color:var(--bar)}pre{background:var(--panel);border:1px solid var(--line);border-radius:6px;padding:.6rem .8rem;white-space:pre-wrap;font-size:.85rem}
+code{font-size:.9em}.wide{overflow-x:auto;margin:.8rem 0}table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
+caption{text-align:left;font-weight:600;padding-bottom:.3rem}td,th{border-bottom:1px solid var(--line);padding:.25rem .7rem .25rem 0;text-align:left;vertical-align:top;font-weight:400}
+thead th{color:var(--soft);white-space:nowrap;vertical-align:bottom}td.n,th.n{text-align:right;white-space:nowrap}tr.mark td,tr.mark th{background:var(--mark)}
+td.key,th.key{overflow-wrap:normal;min-width:7rem}.state{display:inline-block;border-radius:1rem;padding:0 .7rem;border:1px solid var(--line);font-size:.85rem;margin-right:.4rem}
+.warn{border-left:4px solid var(--s1);background:var(--panel);padding:.4rem .8rem;margin:.6rem 0}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr));gap:1rem}figure{margin:0;min-width:0}figcaption{font-size:.85rem}
+.chart svg{width:100%;height:auto;display:block}.chart text{font:11px system-ui,sans-serif;fill:var(--soft)}.chart .axis{stroke:var(--line)}
+.chart path{fill:none;stroke-width:1.8}.chart .rule{stroke:var(--soft);stroke-dasharray:4 3}.key-line{display:inline-block;margin-right:.9rem}
+.key-line i{display:inline-block;width:1.1rem;height:0;border-top:3px solid;vertical-align:middle;margin-right:.3rem}
+.examples{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,34rem),1fr));gap:1rem}
+.example{border:1px solid var(--line);border-radius:8px;padding:.7rem .8rem;min-width:0}.example h3{margin:0 0 .4rem;font-size:.9rem}
+.ask{display:flex;gap:.8rem;align-items:flex-start;margin-bottom:.5rem}.ask p{margin:0}ol.found{margin:0;padding:0;list-style:none}
+ol.found li{display:flex;gap:.6rem;align-items:center;padding:.2rem 0;border-top:1px solid var(--line)}ol.found .score{min-width:4.2rem;text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+.right{color:var(--good);font-weight:600}.pics{display:flex;gap:3px;flex:none}.pics img{display:block;border-radius:3px;width:72px;height:auto}.ask .pics img{width:92px}
+.sheet ol.found{display:flex;flex-wrap:wrap;gap:.5rem}.sheet ol.found li{flex-direction:column;border:0;width:82px;align-items:flex-start;gap:.1rem;font-size:.75rem}.sheet .score{min-width:0!important}
+.heat td{padding:0;border:1px solid var(--back);min-width:.85rem;height:.85rem}.heat th{font-size:.72rem;padding:0 .4rem 0 0;white-space:nowrap;border:0;max-width:14rem;overflow:hidden;text-overflow:ellipsis}
+.counts td{text-align:center;padding:.3rem .5rem;border:1px solid var(--back);font-size:.85rem;min-width:2.2rem}.counts thead th{writing-mode:vertical-rl;transform:rotate(180deg);padding:.4rem 0;max-height:12rem}
+.counts th{border:0;overflow-wrap:normal}.meter{width:130px;height:14px;display:block}.meter .track{fill:var(--line)}.meter .bar{fill:var(--bar)}.meter line{stroke:var(--ink)}
+.meter .chance{stroke:var(--bad);stroke-width:2}details{margin:.6rem 0}summary{cursor:pointer;color:var(--bar)}
+@media(max-width:520px){body{padding:.8rem .7rem 3rem}.ask{flex-wrap:wrap}.pics img{width:56px}.ask .pics img{width:84px}ol.found .score{min-width:3.6rem}h1{font-size:1.2rem}}
+""".replace("\n", "")
+
+
+def text(value: Any) -> str:
+    """A value as HTML text or attribute; long ones are cut."""
+    shown = number(value) if isinstance(value, (int, float)) else "" if value is None else str(value)
+    return html.escape(shown if len(shown) <= _LONGEST else shown[: _LONGEST - 3] + "...", quote=True)
+
+
+def number(value: Any) -> str:
+    """A number in five digits; True and False as YAML has them."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Any]], note: str = "", marked: Sequence[bool] = ()) -> str:
+    """A table with a caption; cells are escaped, but for Markup. Columns of numbers stand to the right. marked: rows to be shaded."""
+    if not rows:
+        return ""
+    right = [all(isinstance(row[i], (int, float, type(None))) for row in rows) for i in range(len(rows[0]))]
+    top = "".join(f'<th scope="col"{_class(right[i])}>{text(name)}</th>' for i, name in enumerate(head))
+    lines = []
+    for place, row in enumerate(rows):
+        cells = [f'<th scope="row" class="key">{cell(row[0])}</th>', *(f"<td{_class(right[i])}>{cell(row[i])}</td>" for i in range(1, len(row)))]
+        lines.append(f"<tr{' class=mark' if place < len(marked) and marked[place] else ''}>{''.join(cells)}</tr>")
+    beside = f" <span>{text(note)}</span>" if note else ""
+    return (
+        f'<div class="wide" tabindex="0"><table><caption>{text(caption)}{beside}</caption><thead><tr>{top}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+class Markup(str):
+    """HTML that is finished: everything foreign in it has been escaped."""
+
+
+def cell(value: Any) -> str:
+    """A table cell's content."""
+    return value if isinstance(value, Markup) else text(value)
+
+
+def _class(right: bool) -> str:
+    return ' class="n"' if right else ""
+
+
+def section(title: str, *blocks: str) -> str:
+    """A headed part of the page; empty where it would hold nothing."""
+    inner = "".join(blocks)
+    return f'<section id="{anchor(title)}"><h2>{text(title)}</h2>{inner}</section>' if inner else ""
+
+
+def anchor(title: str) -> str:
+    """The id of a section: titles are this package's own words."""
+    return title.lower().replace(" ", "-")
+
+
+def folded(title: str, inner: str) -> str:
+    """What is opened by a click, without a script."""
+    return f"<details><summary>{text(title)}</summary>{inner}</details>" if inner else ""
+
+
+def page(title: str, head: str, sections: Sequence[str]) -> str:
+    """The whole document. sections: of section(), empty ones are left out."""
+    kept = [one for one in sections if one]
+    links = "".join(f'<a href="#{one.split(chr(34))[1]}">{one.split("<h2>")[1].split("</h2>")[0]}</a>' for one in kept)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{text(title)}</title><style>{STYLE}</style></head><body><header>{head}<nav>{links}</nav></header>"
+        f"<main>{''.join(kept)}</main></body></html>\n"
+    )
