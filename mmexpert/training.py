@@ -19,7 +19,6 @@ from mmexpert.engine.folds_file import settle_folds
 from mmexpert.engine.lock import RunLock
 from mmexpert.engine.loop import fit
 from mmexpert.engine.progress import Progress
-from mmexpert.engine.report import write_report
 from mmexpert.engine.results import provenance, read_json, versions, write_run_files
 from mmexpert.engine.runtime import LaunchSettings, Ranks, adopt_slurm, launch, on_first_rank, seed_all, seed_rank
 from mmexpert.engine.stamps import stamps
@@ -29,6 +28,7 @@ from mmexpert.engine.tracking import NAMES
 from mmexpert.fold_runs import run_folds
 from mmexpert.fold_workers import check_workers
 from mmexpert.nested import nested_train
+from mmexpert.report import write_report
 from mmexpert.session import Session, load_initial, open_run, start_line
 from mmexpert.types import ConfigError, RunFolderError
 

@@ -35,7 +35,6 @@ class Examples:
     heat_map: dict[str, Any] | None = None
 
 
-
 def retrieval_examples(
     dataset: RecordDataset, ids: Sequence[int], gallery: Gallery, rankings: dict[str, Ranking], scores: Tensor | None, score: str
 ) -> Examples:  # fmt: skip
@@ -107,9 +106,7 @@ def _pair_map(gallery: Gallery, sides: list[tuple[Tensor, list[dict[str, Any]]]]
     }
 
 
-def class_examples(
-    dataset: RecordDataset, ids: Sequence[int], probabilities: np.ndarray, texts: Tensor | None, direction: str
-) -> Examples:
+def class_examples(dataset: RecordDataset, ids: Sequence[int], probabilities: np.ndarray, texts: Tensor | None, direction: str) -> Examples:
     """Twelve samples, evenly from the best told to the worst; means by class of the cosines with the class texts (texts [n, K]), or of
     the probabilities [n, K] where there are none."""
     names = dataset.classes.names
@@ -124,7 +121,9 @@ def class_examples(
         results = [{"text": names[k], "score": float(line[k]), "right": bool(k == labels[place])} for k in first]
         query = {"id": record.id, "picture": ids[place], "text": names[record.label]}
         rows.append({"direction": direction, "rank": int(rank[place]), "query": query, "results": results})
-    scores, what = (probabilities, "probability of each class") if texts is None else (texts.double().numpy(), "cosine with each class text")
+    scores, what = (
+        (probabilities, "probability of each class") if texts is None else (texts.double().numpy(), "cosine with each class text")
+    )
     there = [k for k in range(len(names)) if (labels == k).any()]
     heat = {
         "caption": f"mean {what} (columns) over the samples of a class (rows)",

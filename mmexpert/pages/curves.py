@@ -14,7 +14,7 @@ _DASHES = ("", "7 3", "2 3", "9 3 2 3")
 
 @dataclass(frozen=True)
 class Line:
-    """A series: (place, value) pairs, a gap where the value is None. right: on the axis to the right is not offered; scale it instead."""
+    """A series: (place, value) pairs; places are whole numbers, a value of None is a gap."""
 
     name: str
     points: Sequence[tuple[float, float | None]]
@@ -29,28 +29,33 @@ def chart(
         return ""
     xs = [x for line in lines for x, value in line.points if _known(value)]
     ys = [value for line in lines for _, value in line.points if _known(value)] + ([level[1]] if level else [])
-    x_axis, y_axis = _axis(min(xs), max(xs), 5), _axis(min(ys), max(ys), 4)
-    at = _Place(x_axis[0], max(x_axis[1], x_axis[0] + 1e-12), y_axis[0], max(y_axis[1], y_axis[0] + 1e-12))
-    drawn = [_grid(at, x_axis[2], y_axis[2], across)]
+    ticks, (low, high, up) = _axis(min(xs), max(xs), 5, 1.0)[2], _axis(min(ys), max(ys), 4, 0.0)
+    at = _Place(min(xs), max(xs), low, high) if max(xs) > min(xs) else _Place(min(xs) - 1, max(xs) + 1, low, high)
+    drawn = [_grid(at, [x for x in ticks if at.x0 <= x <= at.x1], up, across)]
     if level:
         y = at.y(level[1])
-        drawn.append(f'<line class="rule" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"><title>{text(level[0])}</title></line>')
+        drawn.append(
+            f'<line class="rule" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"><title>{text(level[0])}</title></line>'
+        )
     if mark and at.x0 <= mark[1] <= at.x1:
         x = at.x(mark[1])
-        drawn.append(f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"><title>{text(mark[0])}</title></line>')
+        drawn.append(
+            f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"><title>{text(mark[0])}</title></line>'
+        )
     legend = []
     for place, line in enumerate(lines):
         colour, dash = f"var(--s{place % 8})", _DASHES[place // 8 % len(_DASHES)]
-        drawn.append(f'<path style="stroke:{colour}" stroke-dasharray="{dash}" d="{_path(at, line)}"><title>{text(line.name)}</title></path>')
+        drawn.append(
+            f'<path style="stroke:{colour}" stroke-dasharray="{dash}" d="{_path(at, line)}"><title>{text(line.name)}</title></path>'
+        )
         drawn += [
             f'<circle cx="{at.x(x):.1f}" cy="{at.y(value):.1f}" r="2.6" style="fill:{colour}"><title>{text(line.name)}: {text(value)} at {text(x)}</title></circle>'
             for x, value in line.points
             if _known(value) and len(line.points) <= 40
         ]
         legend.append(f'<span class="key-line"><i style="border-top-color:{colour}"></i>{text(line.name)}</span>')
-    legend += [f'<span class="soft">dashed: {text("; ".join(name for name, _ in (level, mark) if name))}</span>'] if level and mark else [
-        f'<span class="soft">dashed: {text(one[0])}</span>' for one in (level, mark) if one
-    ]
+    if told := [one[0] for one in (level, mark) if one]:
+        legend.append(f'<span class="soft">dashed: {text("; ".join(told))}</span>')
     label = f"{title}: {', '.join(line.name for line in lines)}"
     return (
         f'<figure class="chart"><h3>{text(title)}</h3><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{text(label)}">'
@@ -87,14 +92,15 @@ def _grid(at: _Place, xs: Sequence[float], ys: Sequence[float], across: str) -> 
     return "".join(parts)
 
 
-def _axis(low: float, high: float, wanted: int) -> tuple[float, float, list[float]]:
-    """(begin, end, ticks at 1, 2 or 5 times a power of ten) around the values."""
+def _axis(low: float, high: float, wanted: int, least: float) -> tuple[float, float, list[float]]:
+    """(begin, end, ticks at 1, 2 or 5 times a power of ten) around the values. least: of a step."""
     if high - low < 1e-12 * max(1.0, abs(high)):
         half = abs(high) / 2 or 0.5
         low, high = low - half, high + half
     rough = (high - low) / wanted
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * times for times in (1, 2, 5, 10) if power * times >= rough * 0.999)
+    step = max(step, least)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     ticks = [round(place * step, 12) for place in range(first, last + 1)]
     return ticks[0], ticks[-1], ticks

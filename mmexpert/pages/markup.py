@@ -31,7 +31,7 @@ td.key,th.key{overflow-wrap:normal;min-width:7rem}.state{display:inline-block;bo
 ol.found li{display:flex;gap:.6rem;align-items:center;padding:.2rem 0;border-top:1px solid var(--line)}ol.found .score{min-width:4.2rem;text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .right{color:var(--good);font-weight:600}.pics{display:flex;gap:3px;flex:none}.pics img{display:block;border-radius:3px;width:72px;height:auto}.ask .pics img{width:92px}
 .sheet ol.found{display:flex;flex-wrap:wrap;gap:.5rem}.sheet ol.found li{flex-direction:column;border:0;width:82px;align-items:flex-start;gap:.1rem;font-size:.75rem}.sheet .score{min-width:0!important}
-.heat td{padding:0;border:1px solid var(--back);min-width:.85rem;height:.85rem}.heat th{font-size:.72rem;padding:0 .4rem 0 0;white-space:nowrap;border:0;max-width:14rem;overflow:hidden;text-overflow:ellipsis}
+.square{max-width:30rem}.square svg{width:100%;height:auto;border:1px solid var(--line)}.square rect{fill:var(--bar)}.square rect.own{stroke:var(--s1);stroke-width:.12}
 .counts td{text-align:center;padding:.3rem .5rem;border:1px solid var(--back);font-size:.85rem;min-width:2.2rem}.counts thead th{writing-mode:vertical-rl;transform:rotate(180deg);padding:.4rem 0;max-height:12rem}
 .counts th{border:0;overflow-wrap:normal}.meter{width:130px;height:14px;display:block}.meter .track{fill:var(--line)}.meter .bar{fill:var(--bar)}.meter line{stroke:var(--ink)}
 .meter .chance{stroke:var(--bad);stroke-width:2}details{margin:.6rem 0}summary{cursor:pointer;color:var(--bar)}
@@ -60,7 +60,10 @@ def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Any]], note
     top = "".join(f'<th scope="col"{_class(right[i])}>{text(name)}</th>' for i, name in enumerate(head))
     lines = []
     for place, row in enumerate(rows):
-        cells = [f'<th scope="row" class="key">{cell(row[0])}</th>', *(f"<td{_class(right[i])}>{cell(row[i])}</td>" for i in range(1, len(row)))]
+        cells = [
+            f'<th scope="row" class="key">{cell(row[0])}</th>',
+            *(f"<td{_class(right[i])}>{cell(row[i])}</td>" for i in range(1, len(row))),
+        ]
         lines.append(f"<tr{' class=mark' if place < len(marked) and marked[place] else ''}>{''.join(cells)}</tr>")
     beside = f" <span>{text(note)}</span>" if note else ""
     return (

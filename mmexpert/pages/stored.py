@@ -29,7 +29,9 @@ class StoredRun:
         try:
             return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         except (ValueError, OSError) as error:
-            raise RunFolderError(f"{path} is damaged ({error}): run `python -m mmexpert.report` after the run's command has mended it") from error
+            raise RunFolderError(
+                f"{path} is damaged ({error}): run `python -m mmexpert.report` after the run's command has mended it"
+            ) from error
 
     def rows(self, name: str) -> list[dict[str, str]]:
         """A CSV file's rows by column, empty where there is none; the apostrophe before what looks like a formula is taken off."""
@@ -109,7 +111,9 @@ def open_stored(folder: Path) -> StoredRun:
     """The run in a folder. Raises RunFolderError where there is none."""
     folder = Path(folder)
     if not any((folder / name).is_file() for name in ("config.json", "status.json", "metrics.json")):
-        raise RunFolderError(f"{folder} is no run folder: it holds neither config.json nor status.json; name one such as outputs/radar/default")
+        raise RunFolderError(
+            f"{folder} is no run folder: it holds neither config.json nor status.json; name one such as outputs/radar/default"
+        )
     path = folder.resolve()
     return StoredRun(folder, f"{path.parent.name}/{path.name}")
 
