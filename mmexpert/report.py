@@ -28,9 +28,14 @@ def write_report(folder: Path) -> Path:
 def write_comparison(folders: list[Path], path: Path) -> Path:
     """Writes the page of several runs. Raises RunFolderError as write_report does, StorageError where path can not be written."""
     runs = [open_stored(folder) for folder in folders]
-    if len({run.label for run in runs}) < len(runs):  # two of one name in different places
-        runs = [StoredRun(run.folder, str(run.folder)) for run in runs]
-    return _written(path, comparison_page(runs))
+    twice = len({run.label for run in runs}) < len(runs)  # two of one name in different places
+    named = [StoredRun(run.folder, str(run.folder) if twice else run.label, _letter(place)) for place, run in enumerate(runs)]
+    return _written(path, comparison_page(named))
+
+
+def _letter(place: int) -> str:
+    """A, B ... Z, then 27, 28 ..."""
+    return chr(ord("A") + place) if place < 26 else str(place + 1)
 
 
 def _written(path: Path, page: str) -> Path:

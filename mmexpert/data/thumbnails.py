@@ -31,7 +31,7 @@ def small_view(view: np.ndarray) -> np.ndarray:
 
 
 def small_image(image: np.ndarray) -> np.ndarray:
-    """[C, H, W], 1 or 3 channels, normalised or not -> uint8 [96, 96] or [96, 96, 3]: the whole range of the picture, all channels alike."""
+    """[C, H, W], 1 or 3 channels, normalised or not -> uint8 [96, 96(, 3)]: its whole range, all channels alike."""
     shown = _bytes(image, float(np.nanmin(image)), float(np.nanmax(image)))
     return framed(Image.fromarray(shown[0] if len(shown) != 3 else shown.transpose(1, 2, 0)))
 

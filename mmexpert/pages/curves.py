@@ -8,7 +8,7 @@ from mmexpert.pages.markup import text
 
 _WIDTH, _HEIGHT = 420, 250  # of the drawing, in its own units; it scales with its column
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 34
-_MOST = 600  # points of a line; more would not be seen
+_MOST, _DOTS = 600, 40  # points of a line, more would not be seen; points that are dots with their value
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
 
 
@@ -48,11 +48,7 @@ def chart(
         drawn.append(
             f'<path style="stroke:{colour}" stroke-dasharray="{dash}" d="{_path(at, line)}"><title>{text(line.name)}</title></path>'
         )
-        drawn += [
-            f'<circle cx="{at.x(x):.1f}" cy="{at.y(value):.1f}" r="2.6" style="fill:{colour}"><title>{text(line.name)}: {text(value)} at {text(x)}</title></circle>'
-            for x, value in line.points
-            if _known(value) and len(line.points) <= 40
-        ]
+        drawn += [_dot(at, x, value, colour, line.name) for x, value in line.points if _known(value) and len(line.points) <= _DOTS]
         legend.append(f'<span class="key-line"><i style="border-top-color:{colour}"></i>{text(line.name)}</span>')
     if told := [one[0] for one in (level, mark) if one]:
         legend.append(f'<span class="soft">dashed: {text("; ".join(told))}</span>')
@@ -61,6 +57,11 @@ def chart(
         f'<figure class="chart"><h3>{text(title)}</h3><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{text(label)}">'
         f"{''.join(drawn)}</svg><figcaption>{''.join(legend)}</figcaption></figure>"
     )
+
+
+def _dot(at: "_Place", x: float, value: float, colour: str, name: str) -> str:
+    told = f"{text(name)}: {text(value)} at {text(x)}"
+    return f'<circle cx="{at.x(x):.1f}" cy="{at.y(value):.1f}" r="2.6" style="fill:{colour}"><title>{told}</title></circle>'
 
 
 @dataclass(frozen=True)

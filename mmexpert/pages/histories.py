@@ -47,7 +47,7 @@ def joint_charts(runs: Sequence[StoredRun]) -> str:
     monitors = {str(run.metrics.get("monitor")) for run in shown} - {"None"}
     wanted: list[tuple[str, str]] = [("Training loss (nats)", "train/loss_total"), ("Validation loss (nats)", "valid/loss_total")]
     wanted += [(key.replace("_", " "), key) for key in sorted(monitors) if key not in ("train/loss_total", "valid/loss_total")]
-    return _figures([chart(title, "epoch", [_line(run, key, run.label) for run in shown]) for title, key in wanted])
+    return _figures([chart(title, "epoch", [_line(run, key, run.short) for run in shown]) for title, key in wanted])
 
 
 def _line(run: StoredRun, key: str, name: str, factor: float = 1.0) -> Line:

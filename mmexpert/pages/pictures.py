@@ -22,21 +22,23 @@ def example_cards(run: StoredRun, pictures: bool) -> str:
         return ""
     views = {name: [picture_url(name, one) for one in stack] for name, stack in run.thumbnails.items()} if pictures else {}
     cards = "".join(_card(row, views) for row in stored["examples"])
-    told = f"{len(stored['examples'])} queries of the {stored.get('part')} part, chosen {stored.get('choice')}. Beside each result its "
-    told += f"{stored.get('score')} {'' if stored.get('score') in ('cosine', 'probability') else 'score'}; green: right."
+    score = stored.get("score")
+    score = score if score in ("cosine", "probability") else f"{score} score"
+    told = f"{len(stored['examples'])} queries of the {stored.get('part')} part, chosen {stored.get('choice')}. "
+    told += f"Beside each result its {score}; green: right."
     shown = f" Views of a clip: {', '.join(name.replace('_', ' ') for name in views)}." if len(views) > 1 else ""
     return f'<p class="soft">{text(told + shown)}</p><div class="examples">{cards}</div>'
 
 
 def _card(row: dict[str, Any], views: dict[str, list[str]]) -> str:
     query, results = row["query"], row["results"]
-    sheet = any(result.get("picture") is not None for result in results) and views
+    sheet = views and not any(result.get("text") for result in results)  # pictures alone stand side by side
     found = "".join(_result(result, views) for result in results)
     way = str(row["direction"]).replace("_", " ")
+    asked = f'<p>{text(query.get("text", ""))}<br><span class="soft">{text(query.get("id", ""))}</span></p>'
     return (
         f'<article class="example{" sheet" if sheet else ""}"><h3>{text(way)} <span class="soft">rank {text(row["rank"])}</span></h3>'
-        f'<div class="ask">{_pictures(query, views)}<p>{text(query.get("text", ""))}<br><span class="soft">{text(query.get("id", ""))}</span></p>'
-        f'</div><ol class="found">{found}</ol></article>'
+        f'<div class="ask">{_pictures(query, views)}{asked}</div><ol class="found">{found}</ol></article>'
     )
 
 
@@ -92,7 +94,7 @@ def heat_map(run: StoredRun) -> str:
     shade = np.nan_to_num((values - low) / max(high - low, 1e-12))
     told = f"{heat['caption']}. From {number(low)} (lightest) to {number(high)}."
     if "cosine" in heat["caption"] or "probability" in heat["caption"]:
-        return _shaded(told, "class", heat["rows"], heat["columns"], values, shade)
+        return _shaded(told, "", heat["rows"], heat["columns"], values, shade)
     return _square(told, heat, values, shade)
 
 
@@ -104,13 +106,11 @@ def _square(told: str, heat: dict[str, Any], values: np.ndarray, shade: np.ndarr
                 f'<rect x="{j}" y="{i}" width="1" height="1" fill-opacity="{one:.2f}"{" class=own" if i == j else ""}>'
                 f"<title>{i + 1}, {j + 1}: {values[i, j]:.3f}</title></rect>"
             )
-    listed = table(
-        "Rows and columns",
-        ("number", "query", "target"),
-        [(str(i + 1), a, b) for i, (a, b) in enumerate(zip(heat["rows"], heat["columns"], strict=True))],
-    )
+    named = [(str(i + 1), query, target) for i, (query, target) in enumerate(zip(heat["rows"], heat["columns"], strict=True))]
+    listed = table("Rows and columns", ("number", "query", "target"), named)
+    box = f"0 0 {shade.shape[1]} {shade.shape[0]}"
     return (
-        f'<figure class="square"><svg viewBox="0 0 {shade.shape[1]} {shade.shape[0]}" role="img" aria-label="{text(told)}">{"".join(cells)}</svg>'
+        f'<figure class="square"><svg viewBox="{box}" role="img" aria-label="{text(told)}">{"".join(cells)}</svg>'
         f"<figcaption>{text(told)}</figcaption></figure>" + folded("which row is which", listed)
     )
 
@@ -150,8 +150,8 @@ def _shaded(caption: str, corner: str, rows: list[str], names: list[str], values
         )
         lines.append(f'<tr><th scope="row">{text(str(name).replace("_", " "))}</th>{cells}</tr>')
     return (
-        f'<div class="wide" tabindex="0"><table class="counts"><caption>{text(caption)}</caption><thead><tr><th scope="col">{text(corner)}</th>'
-        f"{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        f'<div class="wide" tabindex="0"><table class="counts"><caption>{text(caption)}</caption>'
+        f'<thead><tr><th scope="col">{text(corner)}</th>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
     )
 
 

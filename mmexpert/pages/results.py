@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmexpert.metrics.statistics import wilson
-from mmexpert.pages.markup import Markup, folded, number, table, text
+from mmexpert.pages.markup import Digits, Markup, folded, number, table, text
 from mmexpert.pages.stored import StoredRun
 
 _CLASS_METRICS = ("acc", "balanced_acc", "macro_f1", "map", "macro_auroc", "group_acc", "probe_acc", "probe_balanced_acc")
@@ -73,7 +73,13 @@ def result_tables(run: StoredRun) -> str:
     for part, told in run.protocol.items():
         found = figures(run, part)
         rows = [
-            (figure.name.replace("_", " "), figure.value, Markup(meter(figure)), interval(figure.low, figure.high), figure.chance)
+            (
+                figure.name.replace("_", " "),
+                digits(figure.value, figure.top),
+                Markup(meter(figure)),
+                interval(figure.low, figure.high, figure.top),
+                digits(figure.chance, figure.top),
+            )
             for figure in found
         ]
         blocks.append(table(gallery_text(told), ("metric", "value", "", "95 %", "chance"), rows))
@@ -109,10 +115,11 @@ def fold_tables(run: StoredRun) -> str:
 
 
 def _fold_row(key: str, entry: dict[str, Any]) -> tuple[Any, ...]:
-    bounds = entry["ci95_corrected"] or (None, None)
-    shown = Figure(key, entry["mean"], *bounds, entry["chance"], _top(key, "_R@" in key))
-    drawn = (interval(*(entry[name] or (None, None))) for name in ("ci95_corrected", "ci95_bootstrap"))
-    return (key.replace("_", " "), entry["mean"], Markup(meter(shown)), entry["sd"], *drawn, entry["chance"], *entry["folds"])
+    top = _top(key, "_R@" in key)
+    shown = Figure(key, entry["mean"], *(entry["ci95_corrected"] or (None, None)), entry["chance"], top)
+    bounds = (interval(*(entry[name] or (None, None)), top) for name in ("ci95_corrected", "ci95_bootstrap"))
+    numbers = [digits(value, top) for value in (entry["mean"], entry["sd"], entry["chance"], *entry["folds"])]
+    return (key.replace("_", " "), numbers[0], Markup(meter(shown)), numbers[1], *bounds, *numbers[2:])
 
 
 def _fold_states(run: StoredRun) -> str:
@@ -135,17 +142,20 @@ def side_by_side(runs: Sequence[StoredRun]) -> str:
         told = [run.protocol[part] for run, part in group]
         found = [{figure.name: figure for figure in figures(run, part)} for run, part in group]
         names = list(dict.fromkeys(name for one in found for name in one))
+        tops = {name: next(one[name].top for one in found if name in one) for name in names}
         chance = {name: next((one[name].chance for one in found if name in one), None) for name in names}
-        rows = [
-            (run.label, *(one[name].value if name in one else None for name in names)) for (run, _), one in zip(group, found, strict=True)
-        ]
-        rows.append(("chance", *(chance[name] for name in names)))
+        rows = [(run.short, *(_shown(one.get(name)) for name in names)) for (run, _), one in zip(group, found, strict=True)]
+        rows.append(("chance", *(digits(chance[name], tops[name]) for name in names)))
         notes = (
             ["ranked by different scores: " + ", ".join(sorted({str(one["rank_by"]) for one in told}))] if _differ(told, "rank_by") else []
         )
         notes += ["trained on data of different fingerprints"] if _differ(told, "fingerprint_data") else []
         blocks.append(table(gallery_text(told[0]), ("run", *(name.replace("_", " ") for name in names)), rows, "; ".join(notes)))
     return "".join(blocks) + _folds_side_by_side(runs)
+
+
+def _shown(figure: Figure | None) -> Digits:
+    return Digits("") if figure is None else digits(figure.value, figure.top)
 
 
 def _folds_side_by_side(runs: Sequence[StoredRun]) -> str:
@@ -161,8 +171,8 @@ def _folds_side_by_side(runs: Sequence[StoredRun]) -> str:
             key = run.summary.get("headline", "")
             entry = (run.summary["metrics"] | run.summary["group_metrics"]).get(key)
             if entry:
-                bounds = interval(*(entry["ci95_corrected"] or (None, None)))
-                rows.append((run.label, key, entry["mean"], entry["sd"], bounds, entry["chance"]))
+                bounds = interval(*(entry["ci95_corrected"] or (None, None)), None)
+                rows.append((run.short, key, entry["mean"], entry["sd"], bounds, entry["chance"]))
         head = ("run", "metric", "mean", "sd", "95 % corrected", "chance")
         count = len(group[0].summary["folds_done"])
         blocks.append(table(f"Means over {count} folds of the same rows", head, rows, "python -m mmexpert.cv compare says what differs"))
@@ -214,9 +224,16 @@ def meter(figure: Figure) -> str:
     return f'<svg class="meter" viewBox="0 0 130 14" aria-hidden="true">{"".join(parts)}</svg>'
 
 
-def interval(low: float | None, high: float | None) -> str:
-    """`0.41 .. 0.63`; empty where there is none."""
-    return "" if low is None or high is None else f"{low:.3g} .. {high:.3g}"
+def digits(value: float | None, top: float | None) -> Digits:
+    """Percent with one place, shares with three, the rest as it comes; empty for None."""
+    if value is None:
+        return Digits("")
+    return Digits(f"{value:.1f}" if top == 100 else f"{value:.3f}" if top == 1 else number(value))
+
+
+def interval(low: float | None, high: float | None, top: float | None) -> Digits:
+    """`0.410 .. 0.630`; empty where there is none."""
+    return Digits("" if low is None or high is None else f"{digits(low, top)} .. {digits(high, top)}")
 
 
 def _flat_text(value: Any) -> str:

@@ -63,19 +63,27 @@ def _stamps(run: StoredRun) -> str:
     return "".join(f'<p class="warn">{text(line.removeprefix("WARNING: "))}</p>' for line in lines if line.startswith("WARNING: "))
 
 
+def _with_history(run: StoredRun) -> StoredRun:
+    """The run itself, or the first fold of a run with folds under its name."""
+    fold = next((fold for fold in run.folds if fold.history), None)
+    return run if run.history or fold is None else StoredRun(fold.folder, f"{run.label}, {fold.label}", f"{run.short}, {fold.label}")
+
+
 def comparison_page(runs: Sequence[StoredRun]) -> str:
     """Several runs: where they stand, their figures by gallery, their curves in one figure, the keys in which they differ."""
     rows = []
     for run in runs:
         status, environment = run.json("status.json"), run.json("environment.json")
         commit = (environment.get("git") or {}).get("commit", "")[:10]
-        rows.append((run.label, status.get("state"), status.get("epoch"), status.get("best_epoch"), status.get("seconds"), commit))
-    states = table("Where they stand", ("run", "state", "epochs", "best epoch", "seconds", "commit"), rows)
-    commands = [(run.label, run.json("environment.json").get("command", "")) for run in runs]
+        rows.append(
+            (run.short, run.label, status.get("state"), status.get("epoch"), status.get("best_epoch"), status.get("seconds"), commit)
+        )
+    states = table("Where they stand", ("", "run", "state", "epochs", "best epoch", "seconds", "commit"), rows)
+    commands = [(run.short, run.json("environment.json").get("command", "")) for run in runs]
     sections = [
-        section("Runs", states, table("Commands", ("run", "command"), commands)),
+        section("Runs", states, table("Commands", ("", "command"), commands)),
         section("Results", side_by_side(runs)),
-        section("Curves", joint_charts([run if run.history else fold for run in runs for fold in (run.folds[:1] or [run])])),
+        section("Curves", joint_charts([_with_history(run) for run in runs])),
         section("Configuration", differing_keys(runs)),
     ]
     return page(f"{len(runs)} runs", f"<h1>{len(runs)} runs side by side</h1>", sections)

@@ -41,14 +41,18 @@ def _default(key: str, defaults: Mapping[str, Any] | None) -> str:
 
 
 def differing_keys(runs: Sequence[StoredRun]) -> str:
-    """Keys whose values are not the same in all runs: a row a key, a column a run."""
-    keys = dict.fromkeys(key for run in runs for key in run.config)
-    rows = []
-    for key in keys:
+    """Keys whose values are not the same in all runs: a row a key, a column a run; keys that some runs do not have are folded away."""
+    shared: list[tuple[str, ...]] = []
+    absent: list[tuple[str, ...]] = []
+    for key in dict.fromkeys(key for run in runs for key in run.config):
         values = [_value(run.config[key]) if key in run.config else ABSENT for run in runs]
         if len(set(values)) > 1 and not key.startswith(_NOT_COMPARED):
-            rows.append((key, *values))
-    return table("Keys that differ", ("key", *(run.label for run in runs)), rows) or '<p class="soft">The configurations are the same.</p>'
+            (absent if ABSENT in values else shared).append((key, *values))
+    head = ("key", *(run.short for run in runs))
+    if not shared and not absent:
+        return '<p class="soft">The configurations are the same.</p>'
+    rest = table("Keys that only some have", head, absent)
+    return table("Keys that differ", head, shared) + folded(f"{len(absent)} keys that only some runs have", rest)
 
 
 def data_tables(run: StoredRun) -> str:

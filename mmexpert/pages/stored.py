@@ -18,10 +18,11 @@ _MOST_MEMBERS, _MOST_BYTES = 64, 64 << 20  # declared by thumbnails.npz: a few k
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run folder, or a fold of one. label: how a page names it."""
+    """A run folder, or a fold of one. label: how a page names it. short: how a column does, where several stand side by side."""
 
     folder: Path
     label: str
+    short: str
 
     def json(self, name: str) -> Any:
         """A JSON file's content, {} where there is none. Raises RunFolderError for a damaged one."""
@@ -85,7 +86,8 @@ class StoredRun:
     def folds(self) -> list["StoredRun"]:
         """Its folds that have begun, by number."""
         found = [path for path in self.folder.glob("fold_*") if path.is_dir() and path.name.rpartition("_")[2].isdigit()]
-        return [StoredRun(path, path.name.replace("_", " ")) for path in sorted(found, key=lambda path: int(path.name.rpartition("_")[2]))]
+        ordered = sorted(found, key=lambda path: int(path.name.rpartition("_")[2]))
+        return [StoredRun(path, name, name) for path in ordered for name in [path.name.replace("_", " ")]]
 
     @cached_property
     def thumbnails(self) -> dict[str, np.ndarray]:
@@ -115,7 +117,8 @@ def open_stored(folder: Path) -> StoredRun:
             f"{folder} is no run folder: it holds neither config.json nor status.json; name one such as outputs/radar/default"
         )
     path = folder.resolve()
-    return StoredRun(folder, f"{path.parent.name}/{path.name}")
+    label = f"{path.parent.name}/{path.name}"
+    return StoredRun(folder, label, label)
 
 
 def _cell(value: Any) -> str:

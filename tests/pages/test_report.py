@@ -4,6 +4,7 @@ import html.parser
 import json
 
 import pytest
+
 from mmexpert.report import write_report
 
 HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</pre></script>", "' onclick='x"]
