@@ -7,7 +7,7 @@ from typing import Any
 from mmexpert.pages.style import STYLE
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_LONGEST = 400  # characters of a value
+_LONGEST, _LONG = 400, 24  # characters of a value that are shown; of a cell that may break inside a word
 
 
 def text(value: Any) -> str:
@@ -31,14 +31,12 @@ def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Any]], note
     top = "".join(f'<th scope="col"{_class(right[i])}>{text(name)}</th>' for i, name in enumerate(head))
     lines = []
     for place, row in enumerate(rows):
-        cells = [
-            f'<th scope="row" class="key">{cell(row[0])}</th>',
-            *(f"<td{_class(right[i])}>{cell(row[i])}</td>" for i in range(1, len(row))),
-        ]
+        first = f'<th scope="row"{_class(False, row[0])}>{cell(row[0])}</th>'
+        cells = [first, *(f"<td{_class(right[i], row[i])}>{cell(row[i])}</td>" for i in range(1, len(row)))]
         lines.append(f"<tr{' class=mark' if place < len(marked) and marked[place] else ''}>{''.join(cells)}</tr>")
     beside = f" <span>{text(note)}</span>" if note else ""
     return (
-        f'<div class="wide" tabindex="0"><table><caption>{text(caption)}{beside}</caption><thead><tr>{top}</tr></thead>'
+        f'<div class="wide" tabindex="0"><table><caption><div>{text(caption)}{beside}</div></caption><thead><tr>{top}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
@@ -56,8 +54,10 @@ def cell(value: Any) -> str:
     return value if isinstance(value, Markup) else text(value)
 
 
-def _class(right: bool) -> str:
-    return ' class="n"' if right else ""
+def _class(right: bool, value: Any = None) -> str:
+    """Numbers to the right; long words may break anywhere, but not into single letters."""
+    long = isinstance(value, str) and not isinstance(value, Markup) and len(value) > _LONG
+    return ' class="n"' if right else ' class="long"' if long else ""
 
 
 def section(title: str, *blocks: str) -> str:

@@ -141,16 +141,16 @@ def confusion_table(run: StoredRun) -> str:
 
 def _shaded(caption: str, corner: str, rows: list[str], names: list[str], values: np.ndarray, shade: np.ndarray) -> str:
     """A table of figures on shaded cells."""
-    head = "".join(f'<th scope="col">{text(str(name).replace("_", " "))}</th>' for name in names)
+    head = "".join(f'<th scope="col"><span>{text(str(name).replace("_", " "))}</span></th>' for name in names)
     lines = []
     for name, line, dark in zip(rows, values, shade, strict=True):
         cells = "".join(
-            f'<td style="background:rgba(var(--heat),{0.85 * alpha:.2f})">{"" if np.isnan(value) else f"{value:.3g}"}</td>'
+            f'<td style="background:rgba(var(--heat),{0.7 * alpha:.2f})">{"" if np.isnan(value) else f"{value:.3g}"}</td>'
             for value, alpha in zip(line, dark, strict=True)
         )
         lines.append(f'<tr><th scope="row">{text(str(name).replace("_", " "))}</th>{cells}</tr>')
     return (
-        f'<div class="wide" tabindex="0"><table class="counts"><caption>{text(caption)}</caption>'
+        f'<div class="wide" tabindex="0"><table class="counts"><caption><div>{text(caption)}</div></caption>'
         f'<thead><tr><th scope="col">{text(corner)}</th>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
     )
 

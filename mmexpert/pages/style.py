@@ -23,12 +23,14 @@ pre{background:var(--panel);border:1px solid var(--line);border-radius:6px;paddi
 code{font-size:.9em}
 .wide{overflow-x:auto;margin:.8rem 0}
 table{min-width:min(100%,38rem);border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
+caption>div{max-width:calc(100vw - 2.2rem)}
 caption{text-align:left;font-weight:600;padding-bottom:.3rem}
 td,th{border-bottom:1px solid var(--line);padding:.25rem .7rem .25rem 0;text-align:left;vertical-align:top;font-weight:400}
 thead th{color:var(--soft);white-space:nowrap;vertical-align:bottom}
 td.n,th.n{text-align:right;white-space:nowrap}
 tr.mark td,tr.mark th{background:var(--mark)}
-td.key,th.key{overflow-wrap:normal;min-width:7rem}
+td,th{overflow-wrap:break-word}
+td.long,th.long{min-width:11rem;overflow-wrap:anywhere}
 .state{display:inline-block;border-radius:1rem;padding:0 .7rem;border:1px solid var(--line);font-size:.85rem;margin-right:.4rem}
 .warn{border-left:4px solid var(--s1);background:var(--panel);padding:.4rem .8rem;margin:.6rem 0}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr));gap:1rem}
@@ -64,7 +66,8 @@ ol.found .score{min-width:3.8rem;text-align:right;font-variant-numeric:tabular-n
 .square rect.own{stroke:var(--s1);stroke-width:.12}
 table.counts{min-width:0}
 .counts td{text-align:center;padding:.3rem .5rem;border:1px solid var(--back);font-size:.85rem;min-width:2.2rem}
-.counts thead th{writing-mode:vertical-rl;transform:rotate(180deg);padding:.4rem 0;max-height:12rem}
+.counts thead th{text-align:center}
+.counts thead th span{writing-mode:vertical-rl;transform:rotate(180deg);display:inline-block;max-height:12rem}
 .counts th{border:0;overflow-wrap:normal}
 .meter{width:130px;height:14px;display:block}
 .meter .track{fill:var(--line)}
@@ -73,6 +76,6 @@ table.counts{min-width:0}
 .meter .chance{stroke:var(--bad);stroke-width:2}
 details{margin:.6rem 0}
 summary{cursor:pointer;color:var(--bar)}
-@media(max-width:520px){body{padding:.8rem .7rem 3rem}.pics img{width:56px}.ask .pics img{width:84px}
+@media(max-width:520px){.meter{width:56px}td,th{padding-right:.5rem}table{font-size:.85rem}body{padding:.8rem .7rem 3rem}.pics img{width:56px}.ask .pics img{width:84px}
   ol.found .score{min-width:3.6rem}h1{font-size:1.2rem}}
 """
