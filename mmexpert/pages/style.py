@@ -76,6 +76,7 @@ table.counts{min-width:0}
 .meter .chance{stroke:var(--bad);stroke-width:2}
 details{margin:.6rem 0}
 summary{cursor:pointer;color:var(--bar)}
-@media(max-width:520px){.meter{width:56px}td,th{padding-right:.5rem}table{font-size:.85rem}body{padding:.8rem .7rem 3rem}.pics img{width:56px}.ask .pics img{width:84px}
-  ol.found .score{min-width:3.6rem}h1{font-size:1.2rem}}
+@media(max-width:520px){
+  .meter{width:56px}td,th{padding-right:.5rem}table{font-size:.85rem}body{padding:.8rem .7rem 3rem}
+  .pics img{width:56px}.ask .pics img{width:84px}ol.found .score{min-width:3.6rem}h1{font-size:1.2rem}}
 """

@@ -17,8 +17,55 @@ from mmexpert.report import write_comparison, write_report
 from mmexpert.types import RunFolderError
 
 ALONE = {"src", "href", "srcset", "data", "action", "xlink:href", "poster"}  # attributes that fetch
-KNOWN = set(["html", "head", "meta", "title", "style", "body", "header", "main", "nav", "section", "article", "figure", "figcaption", "details", "summary", "div", "span", "p", "pre", "br", "i"])
-KNOWN |= set(["h1", "h2", "h3", "a", "ol", "li", "table", "caption", "thead", "tbody", "tr", "th", "td", "img", "svg", "path", "line", "rect", "circle", "text"])
+KNOWN = set(
+    [
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "header",
+        "main",
+        "nav",
+        "section",
+        "article",
+        "figure",
+        "figcaption",
+        "details",
+        "summary",
+        "div",
+        "span",
+        "p",
+        "pre",
+        "br",
+        "i",
+    ]
+)
+KNOWN |= set(
+    [
+        "h1",
+        "h2",
+        "h3",
+        "a",
+        "ol",
+        "li",
+        "table",
+        "caption",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "img",
+        "svg",
+        "path",
+        "line",
+        "rect",
+        "circle",
+        "text",
+    ]
+)
 
 
 class Tags(html.parser.HTMLParser):
