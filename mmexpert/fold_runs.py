@@ -9,13 +9,13 @@ from mmexpert.engine.files import write_atomic
 from mmexpert.engine.folds import Fold, chosen_folds
 from mmexpert.engine.folds_file import write_class_table
 from mmexpert.engine.lock import RunLock, holder
-from mmexpert.engine.report import write_report
 from mmexpert.engine.results import read_json
 from mmexpert.engine.runtime import Ranks, on_first_rank
 from mmexpert.engine.status import Status, read_status, write_status
 from mmexpert.engine.summary import aggregate
 from mmexpert.fold_workers import Failures, run_workers, worker_count
 from mmexpert.refit import PLACE, final_fold, final_session
+from mmexpert.report import write_report
 from mmexpert.session import Session, open_tracker
 from mmexpert.types import RunFolderError
 

@@ -23,7 +23,6 @@ from mmexpert.engine.foresight import foresee_monitors
 from mmexpert.engine.lock import RunLock, holder
 from mmexpert.engine.loop import fit
 from mmexpert.engine.progress import Progress
-from mmexpert.engine.report import write_report
 from mmexpert.engine.results import provenance, read_json, versions, write_run_files
 from mmexpert.engine.runtime import LaunchSettings, Ranks, adopt_slurm, check_shared, launch, on_first_rank, seed_all, seed_rank
 from mmexpert.engine.stamps import stamps
@@ -33,6 +32,7 @@ from mmexpert.engine.tracking import NAMES
 from mmexpert.fold_runs import run_folds
 from mmexpert.fold_workers import check_workers
 from mmexpert.nested import nested_train
+from mmexpert.report import write_report
 from mmexpert.session import Session, load_initial, open_run, start_line
 from mmexpert.types import ConfigError, MmexpertError, RunFolderError, StorageError
 
@@ -153,6 +153,8 @@ def train_fold(session: Session, fold: Fold, count: int, accelerator: Any) -> fl
         status.seconds = round(before + time.monotonic() - started, 1)
         if ranks.rank == 0:
             write_status(folder, status)
+            if status.state == "done" and folder != session.folder:  # the run's own page comes last
+                write_report(folder)
         accelerator.free_memory()
         gc.collect()
 
@@ -234,6 +236,4 @@ def _write(
     finished = write_results(folder, session.cfg, progress, scored, origin, chance_rows, seconds, stamped)
     preparation = build.stored_preparation(session.cfg, session.dataset)
     save_model(folder / "model", objective, session.cfg, *words, finished.metrics, preparation)
-    if folder != session.folder:
-        write_report(folder)
     return finished

@@ -24,8 +24,8 @@ from mmexpert.data.findings import DataFault
 from mmexpert.engine import step_folder as disk
 from mmexpert.engine.console import set_up_logging
 from mmexpert.engine.files import csv_cell
-from mmexpert.engine.report import write_report
 from mmexpert.engine.results import write_run_files
+from mmexpert.report import write_report
 from mmexpert.types import ConfigError, RunFolderError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,6 +10,7 @@ from torch import nn
 from mmexpert.data.loaders import Loaders
 from mmexpert.engine.checkpoint import Checkpoints
 from mmexpert.engine.console import result_table
+from mmexpert.engine.examples_file import write_examples
 from mmexpert.engine.external import FILE as EXTERNAL
 from mmexpert.engine.files import csv_text, write_atomic
 from mmexpert.engine.plots import write_plots
@@ -91,8 +92,10 @@ def write_results(
             "config": config,
             "history": progress.history,
             "seconds": round(seconds, 1),
+            "chance_rows": chance_rows,
         },
     )
+    write_examples(folder, shown)
     write_plots(folder, progress.history, shown.tables, shown.protocol, shown.metrics, best_epoch, chance_rows)
     lines = [line for evaluation in scored.values() for line in ["", *result_table(evaluation.metrics, evaluation.protocol)]]
     lines += [f"WARNING: {sentence}" for sentence in told(stamped)]

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from mmexpert.data.records import Record, RecordDataset
 from mmexpert.evaluators.base import Collected, Evaluation, collect, further_columns, part_losses
 from mmexpert.evaluators.baselines import linear_probe, nearest_picture
+from mmexpert.evaluators.examples import class_examples
 from mmexpert.evaluators.probabilities import TEXT_SCALE
 from mmexpert.metrics.classification import (
     chance_lines,
@@ -74,7 +76,10 @@ class ClassificationEvaluator:
             "uncalibrated": collected.class_logits is None or "loss_class" not in objective.loss.term_weights,
         }
         known = {name: value for name, value in metrics.items() if value is not None}
-        return Evaluation(known, protocol, _tables(probabilities, labels, names), prediction_rows(probabilities, dataset, records))
+        tables = _tables(probabilities, labels, names)
+        direction = f"{objective.model.query}_to_class"
+        tables["examples"] = partial(class_examples, dataset, collected.ids.tolist(), probabilities, texts, direction)
+        return Evaluation(known, protocol, tables, prediction_rows(probabilities, dataset, records))
 
     def _probabilities(self, objective: nn.Module, collected: Collected, texts: Tensor | None, loaders: Any) -> tuple[np.ndarray, str]:
         """Probabilities [n, K] in fp64 and where they come from: the class head, else the cosines at the usual scale."""

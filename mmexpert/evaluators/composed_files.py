@@ -3,10 +3,14 @@
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from mmexpert.data.thumbnails import framed
+from mmexpert.evaluators.examples import FOUND, SHOWN, Examples, spread
 from mmexpert.metrics.composed import ComposedRanks
+from mmexpert.metrics.ranks import unit
 
 if TYPE_CHECKING:
     from mmexpert.evaluators.composed import Composed
@@ -37,7 +41,8 @@ def ranks_rows(
 
 def composed_tables(encoded: "Composed", dataset: Any, part: str, ranks: dict[str, ComposedRanks], order: Tensor) -> dict[str, Any]:
     """queries: the rows of ranks.csv; retrieved: 12 queries spread over the part, and how to get their pictures when a sheet is drawn;
-    n10 and query_ranks by gallery."""
+    examples for the report; n10 and
+    query_ranks by gallery."""
     rows = ranks_rows(encoded, dataset, part, ranks, order)
     spread = torch.linspace(0, len(rows) - 1, min(_SHEET, len(rows))).long().tolist()
     sheet = []
@@ -50,6 +55,34 @@ def composed_tables(encoded: "Composed", dataset: Any, part: str, ranks: dict[st
         "queries": rows,
         "retrieved": sheet,
         "thumbnail": partial(dataset.thumbnail, part),
+        "examples": partial(composed_examples, encoded, dataset, part, rows),
         "n10": n10,
         "query_ranks": {name: ranked.rank.tolist() for name, ranked in ranks.items()},
     }
+
+
+def composed_examples(encoded: "Composed", dataset: Any, part: str, rows: list[dict[str, Any]]) -> Examples:
+    """Twelve queries, evenly from the best found target to the worst: reference and caption, what was found, and the target.
+
+    rows: of ranks_rows, one a query of encoded.
+    """
+    query, pictures = unit(encoded.query, "query"), unit(encoded.pictures, "picture")
+    ids = dataset.pictures(part).ids
+    column = {number: place for place, number in enumerate(encoded.picture_ids.tolist())}
+    found = []
+    for i in spread(torch.tensor([row["rank"] for row in rows]), SHOWN).tolist():
+        row = rows[i]
+        names = row["first_10"].split()[:FOUND]
+        names = names if row["target"] in names else [*names, row["target"]]
+        scores = (query[i] @ pictures[[column[ids[name]] for name in names]].T).tolist()
+        results = [
+            {"id": name, "picture": name, "text": "", "score": score, "right": name == row["target"]}
+            for name, score in zip(names, scores, strict=True)
+        ]
+        asked = {"id": row["reference"], "picture": row["reference"], "text": row["caption"]}
+        found.append({"direction": "reference and caption_to_target", "rank": row["rank"], "query": asked, "results": results})
+
+    def picture(name: str) -> dict[str, np.ndarray]:
+        return {"image": framed(dataset.thumbnail(part, name).convert("RGB"))}
+
+    return Examples(found, "cosine", "evenly from the best found target to the worst", picture)

@@ -1,12 +1,14 @@
 """Full-gallery retrieval: every sample of a part once, both directions, with the chance line."""
 
 import logging
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmexpert.evaluators.base import Collected, Evaluation, collect, further_columns, part_losses, rows_of
+from mmexpert.evaluators.examples import retrieval_examples
 from mmexpert.evaluators.galleries import Gallery
 from mmexpert.metrics.ranks import Ranking, norms, rank_scores, unit
 from mmexpert.metrics.retrieval import chance_recall, rank_both, ranked_metrics, retrieval_metrics, similarity_metrics
@@ -56,8 +58,9 @@ class RetrievalEvaluator:
         metrics, rankings = retrieval_metrics(
             gallery.query, gallery.target, gallery.query_keys, gallery.target_keys, roles, self.k, self.ties, self.allow_unanswerable
         )
+        scores = None
         if objective.similarity is not None:
-            metrics, rankings = self._all_scores(objective, collected, gallery, roles, chosen, (metrics, rankings))
+            metrics, rankings, scores = self._all_scores(objective, collected, gallery, roles, chosen, (metrics, rankings))
         for size, cut in ((self.small_gallery, gallery.small), (self.folds_of, gallery.folds)):
             if size:
                 metrics |= cut(size, roles, self.k, self.ties)
@@ -66,7 +69,9 @@ class RetrievalEvaluator:
         metrics |= hard_metrics(collected, loaders.dataset.hard_kinds, chosen)
         metrics |= part_losses(objective, collected, loaders.batch_size)
         protocol = self._protocol(gallery, loaders, part, chosen, rankings)
-        return Evaluation(metrics, protocol, _tables(gallery, rankings), _predictions(collected, gallery, rankings, roles, loaders))
+        tables = _tables(gallery, rankings)
+        tables["examples"] = partial(retrieval_examples, loaders.dataset, collected.ids.tolist(), gallery, rankings, scores, chosen)
+        return Evaluation(metrics, protocol, tables, _predictions(collected, gallery, rankings, roles, loaders))
 
     def _score_name(self, objective: nn.Module) -> str:
         if objective.similarity is None:
@@ -83,8 +88,9 @@ class RetrievalEvaluator:
     def _all_scores(
         self, objective: nn.Module, collected: Collected, gallery: Gallery, roles: tuple[str, str], chosen: str,
         pooled: tuple[dict[str, float], dict[str, Ranking]],
-    ) -> tuple[dict[str, float], dict[str, Ranking]]:  # fmt: skip
-        """Metrics under every score: the chosen one's by plain names, recalls of the others with the score's name before theirs."""
+    ) -> tuple[dict[str, float], dict[str, Ranking], Tensor | None]:  # fmt: skip
+        """Metrics under every score: the chosen one's by plain names, recalls of the others with the score's name before theirs; ranks
+        by the chosen one; its scores [Nq, n], None for cosines of pooled features."""
         found, rankings = pooled
         sequence = sequence_scores(objective, collected, gallery.query_rows)
         weight = objective.sequence_weight
@@ -97,7 +103,7 @@ class RetrievalEvaluator:
         for name, (metrics, _) in by_score.items():
             if name != chosen:
                 found |= {f"{name}_{key}": value for key, value in metrics.items() if "_R@" in key or key == "RSum"}
-        return found, by_score[chosen][1]
+        return found, by_score[chosen][1], {"pooled": None, "sequence": sequence, "fused": fused}[chosen]
 
     def _rank_matrix(self, scores: Tensor, gallery: Gallery, roles: tuple[str, str]) -> dict[str, Ranking]:
         rankings = {}
