@@ -81,6 +81,7 @@ def training_curves(
         if place is not None:
             panel.axvline(place, color="black", linewidth=0.8, alpha=0.6, label=f"best epoch, {best_epoch}")
         panel.set_xlabel(unit)
+        panel.xaxis.get_major_locator().set_params(integer=True)
         panel.grid(alpha=0.3)
         if panel.get_legend_handles_labels()[0]:
             panel.legend(fontsize=8)
@@ -109,7 +110,7 @@ def model_metrics(path: Path, tables: dict[str, Any], protocol: dict[str, Any], 
         panels[0].scatter(places, [protocol["chance"].get(f"{name}_R@{n}", _NAN) for n in k], marker="_", s=300, color="black", zorder=3)
     panels[0].set_xticks([i + width / 2 for i in range(len(k))], [f"R@{n}" for n in k])
     sizes = ", ".join(f"{name.replace('_', ' ')} {metrics.get(f'{name}_gallery', '?')}" for name in directions)
-    panels[0].set(title=f"Recall; gallery: {sizes} (black: chance)", ylabel="percent", ylim=(0, 100))
+    panels[0].set(title=f"Recall; gallery: {sizes} (black: chance)", ylabel="percent", ylim=(0, 118))  # the legend stands above
     edges = [-1 + 2 * i / _BINS for i in range(_BINS)]
     for name in ("negative", "positive"):
         counts = tables["similarity_histogram"][name]
@@ -128,9 +129,9 @@ def model_metrics(path: Path, tables: dict[str, Any], protocol: dict[str, Any], 
         bins = [edge - 0.5 for edge in range(max(counts) + 2)]
         panels[3].hist(counts, bins=bins, alpha=0.6, label=f"{name.replace('_', ' ')}, hub share {share:.3f}")
     panels[3].set(title="How often a gallery row is among the first 10", xlabel="number of queries", ylabel="rows")
-    for panel in panels:
+    for number, panel in enumerate(panels):
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=8)
+        panel.legend(fontsize=8, ncol=1 if number else len(directions))
     _save(figure, path)
 
 
