@@ -75,7 +75,7 @@ class ScratchText(TextEncoder):
     ) -> None:
         from transformers import BertConfig, BertModel
 
-        require_keys(bert, ("width", "layers", "heads", "feedforward", "dropout"), "encoder.text.bert")
+        require_keys(bert, ("width", "layers", "heads", "feedforward", "dropout", "init_std"), "encoder.text.bert")
         if tokenizer.vocab_size > vocab_size:
             raise ConfigError(f"encoder.text.vocab_size={vocab_size}, but the tokenizer has {tokenizer.vocab_size} entries")
         config = BertConfig(
@@ -87,6 +87,7 @@ class ScratchText(TextEncoder):
             hidden_dropout_prob=bert["dropout"],
             attention_probs_dropout_prob=bert["dropout"],
             max_position_embeddings=max_length,
+            initializer_range=bert["init_std"],
             attn_implementation="sdpa",
         )
         model = BertModel(config, add_pooling_layer=False)

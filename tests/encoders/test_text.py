@@ -10,7 +10,7 @@ from mmexpert.encoders.tokenizer import TextTokenizer, scratch_tokenizer
 from mmexpert.types import ConfigError, SourceError
 
 TEXTS = ["a person walks", "someone waves with the left arm, then turns around", "a jump", "walks to the radar"]
-BERT = {"width": 16, "layers": 2, "heads": 2, "feedforward": 32, "dropout": 0.1}
+BERT = {"width": 16, "layers": 2, "heads": 2, "feedforward": 32, "dropout": 0.1, "init_std": 0.02}
 KEYS = {"pooling": "mean", "freeze_backbone": False, "train_layers": "all", "max_length": 24}
 
 

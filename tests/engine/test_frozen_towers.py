@@ -34,7 +34,7 @@ def image_tower(kind, freeze_backbone, norm="batch"):
 
 def objective_of(image, freeze_text):
     tokenizer = scratch_tokenizer(TEXTS * 2, 200, 16)
-    bert = {"width": 16, "layers": 1, "heads": 2, "feedforward": 32, "dropout": 0.1}
+    bert = {"width": 16, "layers": 1, "heads": 2, "feedforward": 32, "dropout": 0.1, "init_std": 0.02}
     text = ScratchText(tokenizer, 16, 1.0, bert, 200, 16, freeze_text)
     model = DualEncoder("image", "text", 16, {"image": image, "text": text}, None, None)
     return build_objective(check(composed()), model, None), tokenizer(TEXTS)

@@ -15,7 +15,7 @@ from mmexpert.types import ClassTable, ConfigError, Encoding
 DIM = 8
 CLASSES = ClassTable(("walk", "jump"), (("a person walks", "someone is walking"), ("a jump", "a person jumps up", "hops")), (3, 1))
 PROMPTS = [text for texts in CLASSES.texts for text in texts]
-BERT = {"width": 16, "layers": 1, "heads": 2, "feedforward": 16, "dropout": 0.1}
+BERT = {"width": 16, "layers": 1, "heads": 2, "feedforward": 16, "dropout": 0.1, "init_std": 0.02}
 
 
 class Radar(Encoder):
