@@ -46,11 +46,14 @@ class Local(Similarity):
 
 def windows(tokens: Tokens, size: int, stride: int) -> tuple[Tensor, Tensor]:
     """Window means of length 1 [B, W, D] and which of them count [B, W]; windows begin at 0, stride, ... below L."""
-    x = F.pad(tokens.unit.transpose(1, 2), (0, size - 1))
-    means = F.avg_pool1d(x, size, stride)  # pads add nothing; the length is normalised away
-    held = F.pad(tokens.mask, (0, size - 1)).unfold(1, size, stride).sum(-1)
+    length = tokens.mask.shape[1]
+    first = torch.arange(0, length, stride, device=tokens.mask.device)[:, None]
+    inside = torch.arange(length, device=tokens.mask.device) - first  # [W, L]
+    band = ((inside >= 0) & (inside < size)).to(tokens.unit.dtype)
+    sums = band @ tokens.unit  # pads add nothing; a mean's length is normalised away
+    held = tokens.mask.to(band.dtype) @ band.T
     counts = held >= tokens.length.clamp(max=(size + 1) // 2)[:, None]
-    return F.normalize(means.transpose(1, 2), dim=-1, eps=1e-6), counts
+    return F.normalize(sums, dim=-1, eps=1e-6), counts
 
 
 class _BestPartner(torch.autograd.Function):
