@@ -104,10 +104,10 @@ def test_evaluate_scores_the_same_towers_without_the_combiner(stage_1, stage_2):
     from mmexpert.evaluate import overridden, stored_run
     from mmexpert.scoring import evaluate_run
 
-    again = next(iter(evaluate_run(stored_run(stage_2), stage_2, "test", "best", ()).values()))
+    again = next(iter(evaluate_run(stored_run(stage_2), stage_2, "test", "best", (), {}).values()))
     assert again["R@1"] == metrics(stage_2)["test/R@1"]
     plain = overridden(stored_run(stage_2), ["combiner=sum"])
-    alone = next(iter(evaluate_run(plain, stage_2, "test", "best", ()).values()))
+    alone = next(iter(evaluate_run(plain, stage_2, "test", "best", (), {}).values()))
     for name in ("R@1", "R@10", "Rs@2"):
         assert alone[name] == metrics(stage_1)[f"test/{name}"]  # stage 1 is the sum over these very towers
 
@@ -122,11 +122,11 @@ def test_a_stage_that_was_stopped_ends_with_the_same_bytes(stage, stage_1, stage
     with monkeypatch.context() as stopped:
         agree = Watch.agree
 
-        def stopping(self, losses, norm, progress):
+        def stopping(self, gradients, progress):
             steps.append(1)
             if len(steps) == 5:  # inside an epoch of three steps
                 raise KeyboardInterrupt
-            return agree(self, losses, norm, progress)
+            return agree(self, gradients, progress)
 
         stopped.setattr(Watch, "agree", stopping)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
@@ -151,6 +151,6 @@ def test_constant_features_find_nothing_and_one_picture_is_everybodys_first(stag
     flat = lambda rows: torch.ones(rows, 128)  # noqa: E731
     monkeypatch.setattr(Composed, "encode_gallery", lambda self, batch: flat(len(batch["image"])))
     monkeypatch.setattr(Composed, "compose", lambda self, reference, text: flat(len(reference)))
-    found = next(iter(evaluate_run(stored_run(stage_2), stage_2, "valid", "best", ()).values()))
+    found = next(iter(evaluate_run(stored_run(stage_2), stage_2, "valid", "best", (), {}).values()))
     assert found["R@1"] == 0 and found["Rs@3"] == 0
     assert found["hub_share"] == 1

@@ -120,8 +120,9 @@ def test_a_sweep_makes_a_folder_a_job_and_runs_only_what_is_missing(tmp_path, ti
     command = ["-m", "loss=clip,siglip", *tiny, "trainer.max_steps=2", "name=sweep"]
     first = train(tmp_path, *command)
     assert first.returncode == 0, first.stderr
-    folders = sorted(path.name for path in (tmp_path / "outputs/sweep").iterdir())
-    assert len(folders) == 2
+    left = {path.name for path in (tmp_path / "outputs/sweep").iterdir() if path.is_file()}
+    folders = [path for path in (tmp_path / "outputs/sweep").iterdir() if path.is_dir()]
+    assert len(folders) == 2 and left == {"sweep.csv", "sweep.html"}
     second = train(tmp_path, *command)
     assert second.stdout.count("finished before") == 2
 

@@ -125,7 +125,7 @@ def test_a_temperature_out_of_range_is_a_config_error(temperature):
 
 @pytest.mark.parametrize("form, directions", [("mean", "both"), ("out", "rows")])
 def test_unknown_forms_and_directions_are_config_errors(form, directions):
-    with pytest.raises(ConfigError, match="out or in.*both or query"):
+    with pytest.raises(ConfigError, match="out or in.*both, query or"):
         ClipLoss(0.07, True, form, directions)
 
 
