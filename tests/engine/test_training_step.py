@@ -50,7 +50,7 @@ class NoReads(TorchDispatchMode):
 def objective(loss=None, sequence=False):
     torch.manual_seed(0)
     trunk = Trunk(D, 1, 2, 0.1, 8, "attention")
-    tower = {"depth": 2, "width": 12, "heads": 2, "dropout": 0.1, "init_std": 0.02}
+    tower = {"depth": 2, "width": 12, "heads": 2, "dropout": 0.1}
     radar = RadarViT(D, 1.0, Add(D, 0.0), trunk, 16, ["doppler"], tower)
     encoders = {"radar": radar, "text": ScratchText(scratch_tokenizer(TEXTS, 200, 16), D, 1.0, BERT, 200, 16, False)}
     heads = WindowHead(4, 2, 3, 1), AttentionHead(0.1, "both"), TemporalHead("monotone", 0.1, "free", "both")
