@@ -98,7 +98,7 @@ class HipPhantom(RecordDataset):
         """How a model trained here prepares a film: whole range to 0..1, as the drawn ones are stored."""
         return film_node(FilmTransform(self.films.shape[1], 1, "pad", "none"), self.normalize, None)
 
-    def columns(self, record: Record) -> dict[str, Any]:
+    def record_columns(self, record: Record) -> dict[str, Any]:
         """What was drawn: visit, view, side, design, severity, true_label."""
         return {name: value for name, value in self.told[record.id].items() if name not in ("id", "file", "label", "group")}
 

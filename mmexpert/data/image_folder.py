@@ -126,7 +126,7 @@ class ImageFolder(RecordDataset):
     def _mirrored(self, row: Row) -> bool:
         return self.flip == "canonical" and _SIDES[row.side.lower()] == "L"
 
-    def columns(self, record: Record) -> dict[str, str]:
+    def record_columns(self, record: Record) -> dict[str, str]:
         """The columns of metadata.csv that mean nothing here."""
         return self.rows[record.id].extra
 

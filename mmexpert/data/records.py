@@ -102,7 +102,7 @@ class RecordDataset(Dataset):
     def require_groups(self) -> None:
         """Raises ConfigError where nobody has said which records belong together; called under a grouped cv."""
 
-    def columns(self, record: Record) -> dict[str, Any]:
+    def record_columns(self, record: Record) -> dict[str, Any]:
         """What else is known of a record (a table's further columns), for the predictions; the same names for all records."""
         return {}
 

@@ -182,7 +182,7 @@ def _block_losses(objective: nn.Module, collected: Collected, rows: Tensor, devi
 
 def further_columns(dataset: Any, record: Any) -> dict[str, Any]:
     """What else a data set knows of a record, for its row of predictions; a name that the row needs itself gets `meta_` before it."""
-    named = dataset.columns(record).items()
+    named = dataset.record_columns(record).items()
     return {f"meta_{name}" if name in _OWN or name.startswith(("p_", "rank_")) else name: value for name, value in named}
 
 
