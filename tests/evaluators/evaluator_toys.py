@@ -56,7 +56,7 @@ class ToyLoaders:
         self.dataset = SimpleNamespace(
             name="toy",
             records=records,
-            columns=lambda record: {},
+            record_columns=lambda record: {},
             classes=classes,
             hard_kinds=("side", "speed"),
             unit_length=1,
