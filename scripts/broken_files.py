@@ -3,6 +3,7 @@
 python scripts/broken_files.py      # prints `N broken files, N reported`
 """
 
+import contextlib
 import io
 import json
 import struct
@@ -256,11 +257,12 @@ def errors_of(family: str, root: Path, cache: Path) -> list[str]:
     from mmexpert.command_line import composed
     from mmexpert.types import DataError
 
-    check_data.FOLDER = cache / "data_checks"
     cfg = composed(f"dataset={FAMILIES[family][1]}", f"dataset.root='{root}'", name="check_data")
     node = OmegaConf.to_container(cfg.dataset, resolve=True)
+    cache.mkdir(parents=True, exist_ok=True)
     try:
-        _, findings = check_data.check_config(node | ({"cache_dir": str(cache)} if "cache_dir" in node else {}), (), 0)
+        with contextlib.chdir(cache):  # the report is written below the working folder
+            _, findings = check_data.check_config(node | ({"cache_dir": str(cache)} if "cache_dir" in node else {}), (), 0)
     except DataError as error:
         return [str(error)]
     return [f"{finding.code}: {finding.advice}" for finding in findings if finding.severity == "error"]
