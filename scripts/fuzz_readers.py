@@ -12,10 +12,10 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-import broken_files
-import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from made_up_files import ARRAY, JSON, SESSION, TABLE, TEXT
+from sound_sets import write_films
 
 from mmexpert.data.findings import FaultList
 from mmexpert.types import MmexpertError
@@ -142,47 +142,15 @@ def _data_set(name: str, folder: Path, file: str, content: bytes) -> None:
     from mmexpert.build import build_dataset
     from mmexpert.command_line import composed
 
-    broken_files.write_films(folder)
+    write_films(folder)
     (folder / file).write_bytes(content)
     node = _NODES.setdefault(name, OmegaConf.to_container(composed(f"dataset={name}", "dataset.root=x", name="check_data").dataset))
     build_dataset({"dataset": node | {"root": str(folder), "side": 32, "in_chans": 1, "mean": None, "std": None}})
 
 
 _NODES: dict[str, dict] = {}
-_WORDS = [
-    *("filefolder", "fileindex", "captions", "classid", "classname", "group", "split", "image_path", "caption", "id", "file", "label"),
-    *("fixed", "loose", "fixed/P0_0.png", "pairid", "reference", "target_hard", "target_soft", "img_set", "members", "candidate", "target"),
-    *("version", "rc2", "metric", "recall", "../x", "/etc", "dev-1", "train", "val", "a", "b"),
-]
-_texts = st.one_of(st.sampled_from(_WORDS), st.text(max_size=12))
-_json = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), _texts),
-    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(_texts, inner, max_size=5)),
-    max_leaves=20,
-)
-_session = st.lists(
-    st.one_of(
-        st.just(broken_files.session_point(0, 0)),
-        st.sampled_from(broken_files.session_point(1, 0).splitlines(True)),
-        st.text(max_size=20),
-        st.builds("{}: {}\n".format, st.sampled_from(["range", "point_id", "doppler_bin", "secs"]), st.one_of(st.floats(), st.integers())),
-    ),
-    max_size=12,
-).map(lambda parts: "".join(parts).encode("utf-8", "surrogatepass"))
-_lines = st.lists(st.lists(_texts, max_size=5).map(",".join), max_size=5)
-_table = st.one_of(_lines, _lines.map(lambda lines: ["file,label,group", *lines]), _lines.map(lambda lines: ["image_path,caption", *lines]))
-JSON = st.one_of(_json.map(lambda value: json.dumps(value).encode()), st.binary(max_size=60))
-TABLE = st.one_of(_table.map(lambda lines: "\n".join(lines).encode("utf-8", "surrogatepass")), st.binary(max_size=60))
-TEXT = st.one_of(_table.map(lambda lines: "#".join(lines).encode("utf-8", "surrogatepass")), st.binary(max_size=60))
-_ARRAY = broken_files.npy(np.ones((3, 4), np.float32))
-ARRAY = st.one_of(
-    st.binary(max_size=200),
-    st.tuples(st.integers(0, len(_ARRAY)), st.binary(max_size=8)).map(
-        lambda cut: _ARRAY[: cut[0]] + cut[1] + _ARRAY[cut[0] + len(cut[1]) :]
-    ),
-)
 READERS: dict[str, tuple[Reader, st.SearchStrategy[bytes]]] = {
-    "RadHAR session": (radhar_text, st.one_of(_session, st.binary(max_size=100))),
+    "RadHAR session": (radhar_text, SESSION),
     "split JSON": (split_json, JSON),
     "class texts": (class_texts, JSON),
     "metadata.csv": (metadata, TABLE),

@@ -18,7 +18,7 @@ def script(name):
     return sys.modules[name]
 
 
-broken_files, fuzz_readers = script("broken_files"), script("fuzz_readers")
+_, broken_files, _, fuzz_readers = [script(name) for name in ("sound_sets", "broken_files", "made_up_files", "fuzz_readers")]
 
 
 @pytest.mark.parametrize("reader", fuzz_readers.READERS)
