@@ -12,10 +12,11 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import made_up_files as made
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from made_up_files import ARRAY, JSON, SESSION, TABLE, TEXT
-from sound_sets import write_films
+from made_up_files import ARRAY, SESSION, TABLE, TEXT, json_near
+from sound_sets import write_films, write_radar
 
 from mmexpert.data.findings import FaultList
 from mmexpert.types import MmexpertError
@@ -54,6 +55,16 @@ def metadata(folder: Path, content: bytes) -> None:
     _data_set("image_folder", folder, "metadata.csv", content)
 
 
+def pictures_of_index(folder: Path, content: bytes) -> None:
+    """An index of pictures with captions, and the pictures that it names."""
+    _data_set("image_text", folder, "data.json", content)
+
+
+def arrays_of_split(folder: Path, content: bytes) -> None:
+    """A split file of source 1, and the arrays that it names."""
+    _data_set("radar_text", folder, "train.json", content)
+
+
 def image_text(name: str) -> Reader:
     """An index of pictures with captions, in one of its forms."""
 
@@ -73,7 +84,7 @@ def cirr(folder: Path, content: bytes) -> None:
 
     for name in ("captions", "image_splits"):
         (folder / "cirr" / name).mkdir(parents=True)
-    (folder / "cirr/image_splits/split.rc2.val.json").write_text(json.dumps({"dev-1": "./dev/dev-1.png"}))
+    (folder / "cirr/image_splits/split.rc2.val.json").write_text(json.dumps(made.CIRR_PATHS))
     (folder / "cirr/captions/cap.rc2.val.json").write_bytes(content)
     read_cirr(str(folder), "val")
 
@@ -142,27 +153,32 @@ def _data_set(name: str, folder: Path, file: str, content: bytes) -> None:
     from mmexpert.build import build_dataset
     from mmexpert.command_line import composed
 
-    write_films(folder)
+    (write_radar if name == "radar_text" else write_films)(folder)
     (folder / file).write_bytes(content)
-    node = _NODES.setdefault(name, OmegaConf.to_container(composed(f"dataset={name}", "dataset.root=x", name="check_data").dataset))
-    build_dataset({"dataset": node | {"root": str(folder), "side": 32, "in_chans": 1, "mean": None, "std": None}})
+    if name not in _NODES:
+        _NODES[name] = OmegaConf.to_container(composed(f"dataset={name}", "dataset.root=x", name="check_data").dataset)
+    pixels = {"side": 32, "in_chans": 1, "mean": None, "std": None} if name == "image_folder" else {}
+    build_dataset({"dataset": _NODES[name] | {"root": str(folder)} | pixels})
 
 
 _NODES: dict[str, dict] = {}
 READERS: dict[str, tuple[Reader, st.SearchStrategy[bytes]]] = {
     "RadHAR session": (radhar_text, SESSION),
-    "split JSON": (split_json, JSON),
-    "class texts": (class_texts, JSON),
+    "split JSON": (split_json, json_near(made.SPLIT_FILE)),
+    "class texts": (class_texts, json_near(made.CLASS_TEXTS)),
     "metadata.csv": (metadata, TABLE),
-    "data.json": (image_text("data.json"), JSON),
-    "data.jsonl": (image_text("data.jsonl"), JSON),
+    "split JSON, arrays": (arrays_of_split, json_near(made.SPLIT_FILE)),
+    "data.json, pictures": (pictures_of_index, json_near(made.RECORDS)),
+    "data.json": (image_text("data.json"), json_near(made.RECORDS)),
+    "Karpathy's JSON": (image_text("data.json"), json_near(made.KARPATHY)),
+    "data.jsonl": (image_text("data.jsonl"), json_near(made.RECORDS[0])),
     "data.csv": (image_text("data.csv"), TABLE),
     "data.tsv": (image_text("data.tsv"), TABLE),
-    "CIRR captions": (cirr, JSON),
-    "CIRR split": (cirr_split, JSON),
-    "FashionIQ captions": (fashion_iq, JSON),
-    "FashionIQ split": (fashion_split, JSON),
-    "submission": (submission, JSON),
+    "CIRR captions": (cirr, json_near(made.CIRR_ROWS)),
+    "CIRR split": (cirr_split, json_near(made.CIRR_PATHS)),
+    "FashionIQ captions": (fashion_iq, json_near(made.FASHION_ROWS)),
+    "FashionIQ split": (fashion_split, json_near(made.FASHION_NAMES)),
+    "submission": (submission, json_near(made.RANKING)),
     "HumanML3D captions": (humanml_captions, TEXT),
     ".npy": (array, ARRAY),
 }
@@ -189,7 +205,7 @@ def attack(name: str, examples: int) -> int:
             except MmexpertError:
                 pass
             except Exception as error:
-                error.add_note(f"{name} read {content!r}")
+                error.add_note(f"{name} read {content[:300]!r}")
                 raise
 
     try_one()
