@@ -2,7 +2,7 @@
 
 python scripts/torture.py --quick                  # 12 minutes on 2 cores
 python scripts/torture.py --full                   # hours: 200 kills a task, every option of every group
-python scripts/torture.py --only signals races     # some faults alone
+python scripts/torture.py --only signals races     # some faults alone; --write FILE.md: the table as a file
 """
 
 import argparse
