@@ -83,9 +83,9 @@ def broken_data(bench: Bench) -> list[bool]:
 
 
 FAULTS: dict[str, Callable[[Bench], list[bool]]] = {
-    "kills_radar": kills("radar", 1, 14),
+    "kills_radar": kills("radar", 1, 12),
     "kills_ranks": kills("radar", 2, 8),
-    "kills_hip": kills("hip", 1, 12),
+    "kills_hip": kills("hip", 1, 8),
     "kills_cir": kills("cir", 1, 10),
     "all_options": all_options,
     "broken_data": broken_data,
