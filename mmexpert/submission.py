@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmexpert.data.composed_index import Annotations
+from mmexpert.data.strict_json import strict_json
 from mmexpert.engine.files import write_atomic
 from mmexpert.metrics.composed import unit_fp64
 from mmexpert.types import DataError
@@ -83,10 +84,10 @@ def read_submission(path: Path) -> Submitted:
 
     try:
         raw = path.read_bytes()
-        return Submitted(path, json.loads(raw, object_pairs_hook=unique), len(raw))
+        return Submitted(path, strict_json(raw.decode("utf-8-sig"), unique), len(raw))
     except FileNotFoundError as error:
         raise DataError(f"check={path}: there is no such file") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"{path}: no JSON ({error})") from error
 
 

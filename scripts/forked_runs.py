@@ -3,6 +3,7 @@
 A fork is a process of its own with its own session, signals and exit code; it never returns into the caller's code.
 """
 
+import ctypes
 import os
 import signal
 import socket
@@ -10,6 +11,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl, Linux alone
 
 
 class Child:
@@ -75,6 +78,7 @@ def fork(folder: Path, log: Path, environment: dict[str, str], work: Callable[[]
         return Child(pid)
     code = 1
     try:
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)  # a campaign that is stopped leaves no training behind
         os.setsid()
         os.chdir(folder)
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -12,10 +12,11 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-import broken_files
-import numpy as np
+import made_up_files as made
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from made_up_files import ARRAY, SESSION, TABLE, TEXT, json_near
+from sound_sets import write_films, write_radar
 
 from mmexpert.data.findings import FaultList
 from mmexpert.types import MmexpertError
@@ -54,6 +55,16 @@ def metadata(folder: Path, content: bytes) -> None:
     _data_set("image_folder", folder, "metadata.csv", content)
 
 
+def pictures_of_index(folder: Path, content: bytes) -> None:
+    """An index of pictures with captions, and the pictures that it names."""
+    _data_set("image_text", folder, "data.json", content)
+
+
+def arrays_of_split(folder: Path, content: bytes) -> None:
+    """A split file of source 1, and the arrays that it names."""
+    _data_set("radar_text", folder, "train.json", content)
+
+
 def image_text(name: str) -> Reader:
     """An index of pictures with captions, in one of its forms."""
 
@@ -73,7 +84,7 @@ def cirr(folder: Path, content: bytes) -> None:
 
     for name in ("captions", "image_splits"):
         (folder / "cirr" / name).mkdir(parents=True)
-    (folder / "cirr/image_splits/split.rc2.val.json").write_text(json.dumps({"dev-1": "./dev/dev-1.png"}))
+    (folder / "cirr/image_splits/split.rc2.val.json").write_text(json.dumps(made.CIRR_PATHS))
     (folder / "cirr/captions/cap.rc2.val.json").write_bytes(content)
     read_cirr(str(folder), "val")
 
@@ -142,59 +153,32 @@ def _data_set(name: str, folder: Path, file: str, content: bytes) -> None:
     from mmexpert.build import build_dataset
     from mmexpert.command_line import composed
 
-    broken_files.write_films(folder)
+    (write_radar if name == "radar_text" else write_films)(folder)
     (folder / file).write_bytes(content)
-    node = _NODES.setdefault(name, OmegaConf.to_container(composed(f"dataset={name}", "dataset.root=x", name="check_data").dataset))
-    build_dataset({"dataset": node | {"root": str(folder), "side": 32, "in_chans": 1, "mean": None, "std": None}})
+    if name not in _NODES:
+        _NODES[name] = OmegaConf.to_container(composed(f"dataset={name}", "dataset.root=x", name="check_data").dataset)
+    pixels = {"side": 32, "in_chans": 1, "mean": None, "std": None} if name == "image_folder" else {}
+    build_dataset({"dataset": _NODES[name] | {"root": str(folder)} | pixels})
 
 
 _NODES: dict[str, dict] = {}
-_WORDS = [
-    *("filefolder", "fileindex", "captions", "classid", "classname", "group", "split", "image_path", "caption", "id", "file", "label"),
-    *("fixed", "loose", "fixed/P0_0.png", "pairid", "reference", "target_hard", "target_soft", "img_set", "members", "candidate", "target"),
-    *("version", "rc2", "metric", "recall", "../x", "/etc", "dev-1", "train", "val", "a", "b"),
-]
-_texts = st.one_of(st.sampled_from(_WORDS), st.text(max_size=12))
-_json = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), _texts),
-    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(_texts, inner, max_size=5)),
-    max_leaves=20,
-)
-_session = st.lists(
-    st.one_of(
-        st.just(broken_files.session_point(0, 0)),
-        st.sampled_from(broken_files.session_point(1, 0).splitlines(True)),
-        st.text(max_size=20),
-        st.builds("{}: {}\n".format, st.sampled_from(["range", "point_id", "doppler_bin", "secs"]), st.one_of(st.floats(), st.integers())),
-    ),
-    max_size=12,
-).map(lambda parts: "".join(parts).encode("utf-8", "surrogatepass"))
-_lines = st.lists(st.lists(_texts, max_size=5).map(",".join), max_size=5)
-_table = st.one_of(_lines, _lines.map(lambda lines: ["file,label,group", *lines]), _lines.map(lambda lines: ["image_path,caption", *lines]))
-JSON = st.one_of(_json.map(lambda value: json.dumps(value).encode()), st.binary(max_size=60))
-TABLE = st.one_of(_table.map(lambda lines: "\n".join(lines).encode("utf-8", "surrogatepass")), st.binary(max_size=60))
-TEXT = st.one_of(_table.map(lambda lines: "#".join(lines).encode("utf-8", "surrogatepass")), st.binary(max_size=60))
-_ARRAY = broken_files.npy(np.ones((3, 4), np.float32))
-ARRAY = st.one_of(
-    st.binary(max_size=200),
-    st.tuples(st.integers(0, len(_ARRAY)), st.binary(max_size=8)).map(
-        lambda cut: _ARRAY[: cut[0]] + cut[1] + _ARRAY[cut[0] + len(cut[1]) :]
-    ),
-)
 READERS: dict[str, tuple[Reader, st.SearchStrategy[bytes]]] = {
-    "RadHAR session": (radhar_text, st.one_of(_session, st.binary(max_size=100))),
-    "split JSON": (split_json, JSON),
-    "class texts": (class_texts, JSON),
+    "RadHAR session": (radhar_text, SESSION),
+    "split JSON": (split_json, json_near(made.SPLIT_FILE)),
+    "class texts": (class_texts, json_near(made.CLASS_TEXTS)),
     "metadata.csv": (metadata, TABLE),
-    "data.json": (image_text("data.json"), JSON),
-    "data.jsonl": (image_text("data.jsonl"), JSON),
+    "split JSON, arrays": (arrays_of_split, json_near(made.SPLIT_FILE)),
+    "data.json, pictures": (pictures_of_index, json_near(made.RECORDS)),
+    "data.json": (image_text("data.json"), json_near(made.RECORDS)),
+    "Karpathy's JSON": (image_text("data.json"), json_near(made.KARPATHY)),
+    "data.jsonl": (image_text("data.jsonl"), json_near(made.RECORDS[0])),
     "data.csv": (image_text("data.csv"), TABLE),
     "data.tsv": (image_text("data.tsv"), TABLE),
-    "CIRR captions": (cirr, JSON),
-    "CIRR split": (cirr_split, JSON),
-    "FashionIQ captions": (fashion_iq, JSON),
-    "FashionIQ split": (fashion_split, JSON),
-    "submission": (submission, JSON),
+    "CIRR captions": (cirr, json_near(made.CIRR_ROWS)),
+    "CIRR split": (cirr_split, json_near(made.CIRR_PATHS)),
+    "FashionIQ captions": (fashion_iq, json_near(made.FASHION_ROWS)),
+    "FashionIQ split": (fashion_split, json_near(made.FASHION_NAMES)),
+    "submission": (submission, json_near(made.RANKING)),
     "HumanML3D captions": (humanml_captions, TEXT),
     ".npy": (array, ARRAY),
 }
@@ -221,7 +205,7 @@ def attack(name: str, examples: int) -> int:
             except MmexpertError:
                 pass
             except Exception as error:
-                error.add_note(f"{name} read {content!r}")
+                error.add_note(f"{name} read {content[:300]!r}")
                 raise
 
     try_one()

@@ -2,16 +2,17 @@
 
 python scripts/torture.py --quick                  # 12 minutes on 2 cores
 python scripts/torture.py --full                   # hours: 200 kills a task, every option of every group
-python scripts/torture.py --only signals races     # some faults alone
+python scripts/torture.py --only signals races     # some faults alone; --write FILE.md: the table as a file
 """
 
 import argparse
 import json
+import resource
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import broken_files
@@ -49,12 +50,13 @@ LANES = 2  # faults tried at a time
 
 @dataclass
 class Row:
-    """One fault of the table."""
+    """One fault of the table; cpu: processor seconds of all its processes, which a busy machine does not change."""
 
     fault: str
     tries: int
     survived: int
     seconds: float
+    cpu: float
 
 
 def kills(task: str, processes: int, quick: int) -> Callable[[Bench], list[bool]]:
@@ -81,9 +83,9 @@ def broken_data(bench: Bench) -> list[bool]:
 
 
 FAULTS: dict[str, Callable[[Bench], list[bool]]] = {
-    "kills_radar": kills("radar", 1, 14),
+    "kills_radar": kills("radar", 1, 12),
     "kills_ranks": kills("radar", 2, 8),
-    "kills_hip": kills("hip", 1, 12),
+    "kills_hip": kills("hip", 1, 8),
     "kills_cir": kills("cir", 1, 10),
     "all_options": all_options,
     "broken_data": broken_data,
@@ -101,17 +103,22 @@ def attempt(name: str, bench: Bench) -> None:
     except (Exception, SystemExit) as error:  # noqa: BLE001  a fault of the fault is no success
         print(f"{name}: {type(error).__name__}: {error}")
         tried = [False]
-    row = {"fault": name, "tries": len(tried), "survived": sum(tried), "seconds": time.monotonic() - began}
-    (bench.folder / "result.json").write_text(json.dumps(row))
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    row = Row(name, len(tried), sum(tried), time.monotonic() - began, sum(one.ru_utime + one.ru_stime for one in used))
+    (bench.folder / "result.json").write_text(json.dumps(asdict(row)))
+
+
+def line(row: Row) -> str:
+    """A row as Markdown."""
+    title = TITLES.get(row.fault, row.fault)
+    return f"| {title:36s} | {row.tries:5d} | {row.survived:8d} | {row.tries - row.survived:4d} | {row.seconds:5.0f} | {row.cpu:5.0f} |"
 
 
 def table(rows: list[Row]) -> str:
-    """fault, tries, survived, lost, seconds."""
-    lines = [f"{'fault':36s} {'tries':>6s} {'survived':>9s} {'lost':>5s} {'s':>6s}"]
-    for row in [*rows, Row("total", sum(r.tries for r in rows), sum(r.survived for r in rows), sum(r.seconds for r in rows))]:
-        title = TITLES.get(row.fault, row.fault)
-        lines.append(f"{title:36s} {row.tries:6d} {row.survived:9d} {row.tries - row.survived:5d} {row.seconds:6.0f}")
-    return "\n".join(lines)
+    """fault, tries, survived, lost, seconds, as Markdown."""
+    sums = [sum(getattr(row, name) for row in rows) for name in ("tries", "survived", "seconds", "cpu")]
+    head = [f"| {'fault':36s} | tries | survived | lost |     s | CPU s |", f"|{'-' * 38}|------:|---------:|-----:|------:|------:|"]
+    return "\n".join([*head, *map(line, rows), line(Row("total", *sums))])
 
 
 def run_all(names: list[str], folder: Path, full: bool) -> list[Row]:
@@ -131,8 +138,8 @@ def run_all(names: list[str], folder: Path, full: bool) -> list[Row]:
             if child.poll() is not None:
                 del running[name]
                 result = folder / name / "result.json"
-                rows.append(Row(**json.loads(result.read_text())) if result.exists() else Row(name, 1, 0, 0))
-                print(table(rows[-1:]).splitlines()[1], flush=True)
+                rows.append(Row(**json.loads(result.read_text())) if result.exists() else Row(name, 1, 0, 0, 0))
+                print(line(rows[-1]), flush=True)
                 if rows[-1].survived < rows[-1].tries:
                     print((folder / name / "fault.log").read_text()[-2000:], flush=True)
         time.sleep(0.05)
@@ -146,15 +153,23 @@ def main() -> None:
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--only", nargs="+", choices=FAULTS, default=None)
     parser.add_argument("--keep", type=Path, default=None, help="a new folder for all runs and logs, kept")
-    given = parser.parse_args()
+    parser.add_argument("--write", type=Path, default=None, help="a Markdown file for the table (docs/torture.md)")
+    given, began = parser.parse_args(), time.monotonic()
     names = given.only or [name for name in FAULTS if given.full or name != "all_options"]
     forked_runs.warm()
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         rows = run_all(names, folder.resolve(), given.full)
-    print("\n" + table(rows))
-    sys.exit(any(row.survived < row.tries for row in rows))
+    lost = sum(row.tries - row.survived for row in rows)
+    kills = sum(row.tries for row in rows if row.fault.startswith("kills_"))
+    minutes = (time.monotonic() - began) / 60
+    what = f"{sum(row.tries for row in rows)} tries, {lost} lost; {kills} of them SIGKILL in a save or at random; {minutes:.1f} minutes"
+    print(f"\n{table(rows)}\n\n{what}")
+    if given.write:
+        command = " ".join(["python", "scripts/torture.py", *sys.argv[1:]])
+        given.write.write_text(f"# What was done to runs, and what was lost\n`{command}`: {what}.\n\n{table(rows)}\n")
+    sys.exit(lost > 0)
 
 
 if __name__ == "__main__":

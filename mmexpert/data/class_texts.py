@@ -1,11 +1,11 @@
 """Classes by name and order, and their sentences: read from JSON or YAML, multiplied by templates, compared with the classes."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmexpert.data.findings import DataFault, FaultList
+from mmexpert.data.strict_json import strict_json
 from mmexpert.types import ConfigError
 
 CLASS_TEXTS = "class_texts.json"
@@ -42,7 +42,7 @@ def read_class_texts(given: Any, root: Path) -> tuple[dict[str, tuple[str, ...]]
     if path is None:
         raise DataFault(f"dataset.class_texts={given}: there is no such file, here or in {root}", "missing_file", name)
     try:
-        return _lists(json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_no_twins), str(path)), str(path)
+        return _lists(strict_json(path.read_text(encoding="utf-8-sig"), _no_twins), str(path)), str(path)
     except ValueError as error:  # syntax (with line and column), encoding, a class twice
         raise DataFault(f"{path}: {error}; write a JSON object class -> text or list of texts", "json_syntax", str(path)) from error
 

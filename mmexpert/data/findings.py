@@ -1,5 +1,6 @@
 """What is wrong with a data set: the error that names file and record, the list of them, and the check that reads everything."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from mmexpert.data.records import RecordDataset
 from mmexpert.data.sampling import EVALUATION
 from mmexpert.types import ConfigError, DataError
 
+_REFUSED = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP)  # a file that a record names; a full disk is no record's fault
 _NAMED = 10  # faults that a message spells out; the rest are counted, and listed in dropped.csv and by check_data
 
 CODES = (
@@ -99,6 +101,11 @@ class FaultList:
             yield
         except DataFault as fault:
             self.faults.append(fault)
+        except OSError as error:
+            if error.errno not in _REFUSED:
+                raise
+            message = f"{self.name}: {error.strerror}: {error.filename}; correct the record, or the rights of the file"
+            self.faults.append(DataFault(message, "missing_file", str(error.filename)))
 
     def warn(self, code: str, message: str, file: str = "", record: str = "") -> None:
         """Something to look at that leaves no record out."""

@@ -33,9 +33,13 @@ def check_ending(path: Path, record: str) -> None:
 
 def opened(path: Path, record: str) -> Image.Image:
     """The image with its header read."""
-    if not path.is_file():
+    try:
+        size = path.stat().st_size if path.is_file() else -1
+    except OSError as error:  # a name that is too long, a folder without rights
+        raise image_fault(path, record, "missing_file", f"{error.strerror}; correct the record, or the rights of the file") from error
+    if size < 0:
         raise image_fault(path, record, "missing_file", "there is no such file")
-    if not path.stat().st_size:
+    if not size:
         raise image_fault(path, record, "empty_file", "the file is empty; copy it again")
     try:
         with warnings.catch_warnings():

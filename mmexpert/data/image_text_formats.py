@@ -5,7 +5,6 @@ A row is what one record says: an image as it is written there, its captions, pe
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from mmexpert.data.findings import DataFault, FaultList
 from mmexpert.data.pictures import SUFFIXES
 from mmexpert.data.radar_text_index import read_json
+from mmexpert.data.strict_json import strict_json
 from mmexpert.types import ConfigError
 
 SPLITS = {
@@ -104,8 +104,8 @@ def _jsonl_rows(path: Path, columns: dict[str, str], faults: FaultList) -> Itera
             if line.strip():
                 with faults.catching():
                     try:
-                        fields = json.loads(line)
-                    except (json.JSONDecodeError, RecursionError) as error:
+                        fields = strict_json(line)
+                    except ValueError as error:
                         message = f"{path}, line {number}: no JSON object ({error}); one record a line"
                         raise DataFault(message, "json_syntax", str(path), f"line {number}") from error
                     yield f"line {number}", fields

@@ -11,6 +11,7 @@ from typing import Any
 from mmexpert.data.findings import DataFault, FaultList
 from mmexpert.data.paths import plain
 from mmexpert.data.sampling import hash_order
+from mmexpert.data.strict_json import strict_json
 
 _NEEDED = ("filefolder", "fileindex", "captions")
 _TYPES = {
@@ -67,15 +68,15 @@ def read_json(path: Path, repeated: list[str] | None = None) -> Any:
         return dict(pairs)
 
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=constant, object_pairs_hook=unique)
+        return strict_json(path.read_text(encoding="utf-8-sig"), unique, constant)
     except FileNotFoundError as error:
         raise fault("missing_file", ": there is no such file; correct dataset.splits or dataset.root") from error
     except UnicodeDecodeError as error:
         raise fault("json_syntax", f": byte {error.start} is not UTF-8; save the file as UTF-8") from error
     except json.JSONDecodeError as error:
         raise fault("json_syntax", f", line {error.lineno}, column {error.colno}: {error.msg}; is the file cut short?") from error
-    except RecursionError as error:
-        raise fault("json_syntax", ": nested too deeply; it should be a dict or list of records") from error
+    except ValueError as error:
+        raise fault("json_syntax", f": {error}; it should be a dict or list of records") from error
 
 
 def read_split_file(path: Path, split: str, root: Path, faults: FaultList) -> list[Entry]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmexpert.data.cache import cached_folder, content_name, file_digest
+from mmexpert.data.class_texts import read_class_texts
 from mmexpert.data.findings import DataFault, FaultList, Finding, deep_check
 from mmexpert.data.paths import inside
 from mmexpert.data.radar_base import RadarDataset
@@ -151,10 +152,7 @@ class RadHar(RadarDataset):
         """Prompts by class, of the classes that have a folder, sorted by name."""
         texts = self.class_texts
         if isinstance(texts, str):
-            try:
-                texts = json.loads(Path(texts).read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise DataFault(f"dataset.class_texts={self.class_texts}: {error}", "json_syntax", self.class_texts) from error
+            texts = read_class_texts(texts, Path(self.root))[0] or {}
         lists = {name: (value,) if isinstance(value, str) else tuple(value or ()) for name, value in texts.items()}
         for name in folders:
             if name not in lists:
