@@ -14,7 +14,7 @@ GROUP = 32  # neighbours of the gallery, of whose best score it depends whether 
 _TOP = 10  # first rows kept
 _CLOSE, _TIED = 2e-6, 1e-9  # fp32 band that is looked at again; what counts as equal then
 _TIED_SCORES = 1e-6  # of given scores, which have no second look
-_SEARCHED_ROWS, _LOOK_ROWS = 128, 32  # rows at once: of a block's ten best groups, of close pairs; they are copied
+_LOOK_ROWS = 32  # rows with close pairs, copied at once
 
 Again = Callable[[Tensor, Tensor], Tensor]  # (query rows [p], gallery rows [p]) -> fp64 scores [p]
 
@@ -33,11 +33,8 @@ class Tally:
     def join(self, score: Tensor, rows: slice, first: int, size: int) -> None:
         """Takes the first rows of a block [b, P] that begins at gallery row first and has size real ones; its positives are still in it."""
         seen, shown = min(_TOP, first), min(_TOP, first + size)
-        if not seen:
-            self.top[rows, :shown] = chosen = torch.cat([_top(part, shown) for part in score.split(_SEARCHED_ROWS)])
-            self.top_score[rows, :shown] = score.gather(1, chosen)
-            return
-        at, column = _above(score, self.top_score[rows, -1])  # a score equal to the tenth so far is of a higher row: it loses
+        # a score equal to the tenth so far is of a higher row: it loses
+        at, column = _above(score, self.top_score[rows, -1]) if seen else _in_best_groups(score)
         new = at.bincount(minlength=len(score))
         place = seen + torch.arange(len(at), device=at.device) - (new.cumsum(0) - new)[at]
         values = score.new_full((len(score), seen + int(new.max())), -torch.inf)
@@ -77,16 +74,18 @@ def pairs(query_keys: Tensor, gallery_keys: Tensor) -> tuple[Tensor, Tensor]:
     return at, order[first[at] + torch.arange(len(at), device=at.device)]
 
 
-def _top(score: Tensor, shown: int) -> Tensor:
-    """The first columns of each row, the lower column first where scores tie.
+def _in_best_groups(score: Tensor) -> tuple[Tensor, Tensor]:
+    """(row, column) of the scores among which are the first ten of each row, by row; few, but 320 a row where all tie.
 
-    The ten best elements lie in the ten groups of neighbours with the best maxima (of equals the first group), so only these are searched.
+    The ten best elements lie in the ten groups of neighbours with the best maxima (of equals the first group), and none is below these.
     """
-    groups = _group_maxima(score)
-    best = _order(groups, torch.arange(groups.shape[1], device=score.device)).topk(min(shown, groups.shape[1]), dim=1).indices
-    columns = (best[:, :, None] * GROUP + torch.arange(GROUP, device=score.device)).flatten(1)
-    chosen = _order(score.gather(1, columns), columns).topk(shown, dim=1).indices
-    return columns.gather(1, chosen)
+    maxima = _group_maxima(score)
+    number = torch.arange(maxima.shape[1], device=score.device)
+    best = _order(maxima, number).topk(min(_TOP, len(number)), dim=1).indices
+    least = maxima.gather(1, best[:, -1:]) if len(number) >= _TOP else maxima.new_full((len(maxima), 1), -torch.inf)
+    near = score.unflatten(1, (-1, GROUP))[torch.arange(len(best), device=best.device)[:, None], best]
+    at, entry, place = (near >= least[:, :, None]).nonzero(as_tuple=True)
+    return at, best[at, entry] * GROUP + place
 
 
 def _above(score: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
