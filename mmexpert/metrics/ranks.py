@@ -20,7 +20,7 @@ from mmexpert.types import ConfigError, DataError, NonFiniteError
 TIES = {"pessimistic": 1.0, "optimistic": 0.0, "mean": 0.5}
 """What a rival counts that ties with the best positive."""
 
-_TILE = 768  # rows and columns of a block: it and its marks stay in the cache, and neither product nor bookkeeping is slow
+_ROWS, _COLUMNS = 512, 1152  # of a block: it and its marks stay in the cache, and neither product nor bookkeeping is slow
 _SECOND_LOOK = 2**19  # features of pairs that are scored again at once
 
 
@@ -59,7 +59,7 @@ def rank_features(
     weight, there = _weight(ties), _answerable(query_keys, gallery_keys, allow_unanswerable)
     cosines = _Cosines(query, gallery)
     tally = _tally(there, len(gallery), cosines.exact)
-    _sweep(cosines, (query_keys, gallery_keys), [tally], tile or _TILE, exclude)
+    _sweep(cosines, (query_keys, gallery_keys), [tally], tile, exclude)
     return _ranking(tally, there, weight)
 
 
@@ -76,7 +76,7 @@ def rank_directions(
         _tally(forth, len(target), cosines.exact),
         _tally(back, len(query), lambda rows, columns: cosines.exact(columns, rows)),
     ]
-    _sweep(cosines, (query_keys, target_keys), tallies, tile or _TILE, None)
+    _sweep(cosines, (query_keys, target_keys), tallies, tile, None)
     return _ranking(tallies[0], forth, weight), _ranking(tallies[1], back, weight)
 
 
@@ -88,7 +88,7 @@ def rank_scores(
     weight, there = _weight(ties), _answerable(query_keys, gallery_keys, allow_unanswerable)
     gallery = len(gallery_keys)
     tally = _tally(there, gallery, None)
-    for rows in _slices(len(query_keys), tile or max(1, _TILE**2 // gallery)):
+    for rows in _slices(len(query_keys), tile or max(1, _ROWS * _COLUMNS // gallery)):
         given = scores(torch.arange(rows.start, rows.stop, device=query_keys.device))
         if not bool(torch.isfinite(given).all()):
             raise NonFiniteError("scores of the evaluation are not finite")
@@ -130,10 +130,11 @@ class _Cosines:
         return torch.cat([_pair_scores(self.query, self.gallery, r, c) / (self.query_norm[r] * self.gallery_norm[c]) for r, c in blocks])
 
 
-def _sweep(cosines: _Cosines, keys: tuple[Tensor, Tensor], tallies: Sequence[Tally], tile: int, exclude: Tensor | None) -> None:
+def _sweep(cosines: _Cosines, keys: tuple[Tensor, Tensor], tallies: Sequence[Tally], tile: int | None, exclude: Tensor | None) -> None:
     """Counts the whole matrix block by block: for its rows, and for its columns where there is a second tally."""
     queries, gallery = (len(side) for side in keys)
-    height, width = min(tile, queries), min(_padded(tile), gallery)  # ten columns or more, since first rows may have to skip excluded ones
+    # ten columns or more, since the first rows of a first block may have to skip excluded ones
+    height, width = min(tile or _ROWS, queries), min(_padded(tile or _COLUMNS), gallery)
     blocks = list(product(_slices(queries, height), _slices(gallery, width)))
     for rows, columns in blocks:  # both directions count against the best positives, which may lie in any block
         at, column = pairs(keys[0][rows], keys[1][columns])

@@ -47,16 +47,18 @@ class Tally:
     def count(self, score: Tensor, marks: Tensor, rows: slice, first: int) -> None:
         """Counts the rivals of a block [b, P] whose positives are -inf now; marks [b, P] is overwritten."""
         best, band = self.best[rows].float()[:, None], _CLOSE if self.again is not None else _TIED_SCORES
+        lower, upper = best - band, best + band
         self.rival[rows] = torch.maximum(self.rival[rows], score.amax(1))
         # as fp32, since a sum of bool is slow
-        ahead = torch.gt(score, best + band, out=marks).sum(1).double()
-        tied = torch.ge(score, best - band, out=marks).sum(1).double() - ahead
+        ahead = torch.gt(score, upper, out=marks).sum(1).double()
+        tied = torch.ge(score, lower, out=marks).sum(1).double() - ahead
         self.ahead[rows] += ahead
         if self.again is None:
             self.tied[rows] += tied
             return
         for part in tied.nonzero()[:, 0].split(_LOOK_ROWS):
-            place, column = ((score[part] - best[part]).abs_() <= band).nonzero(as_tuple=True)
+            # by the same two limits: a difference, rounded otherwise, would leave a pair on the edge to neither
+            place, column = ((score[part] >= lower[part]) & (score[part] <= upper[part])).nonzero(as_tuple=True)
             row = rows.start + part[place]
             difference = self.again(row, first + column) - self.best[row]
             self.ahead.index_add_(0, row, (difference > _TIED).double())
