@@ -20,8 +20,8 @@ from mmexpert.types import ConfigError, DataError, NonFiniteError
 TIES = {"pessimistic": 1.0, "optimistic": 0.0, "mean": 0.5}
 """What a rival counts that ties with the best positive."""
 
-_ROWS, _COLUMNS = 512, 1152  # of a block: it and its marks stay in the cache, and neither product nor bookkeeping is slow
-_SECOND_LOOK = 2**19  # features of pairs that are scored again at once
+_ROWS, _COLUMNS = 512, 960  # of a block: it and its marks stay in the cache, and neither product nor bookkeeping is slow
+_SECOND_LOOK = 2**18  # features of pairs that are scored again at once
 
 
 @dataclass(frozen=True)
@@ -135,16 +135,16 @@ def _sweep(cosines: _Cosines, keys: tuple[Tensor, Tensor], tallies: Sequence[Tal
     queries, gallery = (len(side) for side in keys)
     # ten columns or more, since the first rows of a first block may have to skip excluded ones
     height, width = min(tile or _ROWS, queries), min(_padded(tile or _COLUMNS), gallery)
-    blocks = list(product(_slices(queries, height), _slices(gallery, width)))
-    for rows, columns in blocks:  # both directions count against the best positives, which may lie in any block
-        at, column = pairs(keys[0][rows], keys[1][columns])
-        at, column = rows.start + at, columns.start + column
+    sides = _slices(queries, height), _slices(gallery, width)
+    for rows in sides[0]:  # both directions count against the best positives, which may lie in any block
+        at, column = pairs(keys[0][rows], keys[1])
+        at += rows.start
         score = cosines.exact(at, column)
         for tally, own in zip(tallies, (at, column), strict=False):
             tally.best.scatter_reduce_(0, own, score, "amax")
     buffers = cosines.query.new_empty(2, _padded(height) * _padded(width))
     with full_precision():
-        for rows, columns in blocks:
+        for rows, columns in product(*sides):
             b, c = rows.stop - rows.start, columns.stop - columns.start
             score, marks = buffers[:, : _padded(b) * _padded(c)].view(2, _padded(b), _padded(c))
             cosines.fill(rows, columns, score[:b, :c])
