@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmexpert.metrics.tally import GROUP, Again, Tally, pairs
+from mmexpert.metrics.tally import CLOSE, GROUP, Again, Tally, pairs
 from mmexpert.types import ConfigError, DataError, NonFiniteError
 
 TIES = {"pessimistic": 1.0, "optimistic": 0.0, "mean": 0.5}
 """What a rival counts that ties with the best positive."""
 
 _ROWS, _COLUMNS = 512, 960  # of a block: it and its marks stay in the cache, and neither product nor bookkeeping is slow
+_DENSE = 16  # where one pair in so many is asked for, a product is cheaper than copies of the pairs' features
 _SECOND_LOOK = 2**18  # features of pairs that are scored again at once
 
 
@@ -135,21 +136,36 @@ def _sweep(cosines: _Cosines, keys: tuple[Tensor, Tensor], tallies: Sequence[Tal
     queries, gallery = (len(side) for side in keys)
     # ten columns or more, since the first rows of a first block may have to skip excluded ones
     height, width = min(tile or _ROWS, queries), min(_padded(tile or _COLUMNS), gallery)
-    sides = _slices(queries, height), _slices(gallery, width)
-    for rows in sides[0]:  # both directions count against the best positives, which may lie in any block
-        at, column = pairs(keys[0][rows], keys[1])
-        at += rows.start
-        score = cosines.exact(at, column)
-        for tally, own in zip(tallies, (at, column), strict=False):
-            tally.best.scatter_reduce_(0, own, score, "amax")
+    blocks = list(product(_slices(queries, height), _slices(gallery, width)))
     buffers = cosines.query.new_empty(2, _padded(height) * _padded(width))
     with full_precision():
-        for rows, columns in product(*sides):
+        for rows, columns in blocks:  # both directions count against the best positives, which may lie in any block
+            _find_best(cosines, rows, columns, pairs(keys[0][rows], keys[1][columns]), tallies, buffers[0])
+        for rows, columns in blocks:
             b, c = rows.stop - rows.start, columns.stop - columns.start
             score, marks = buffers[:, : _padded(b) * _padded(c)].view(2, _padded(b), _padded(c))
             cosines.fill(rows, columns, score[:b, :c])
             score[b:], score[:, c:] = -torch.inf, -torch.inf
             _count(score, marks, (rows, columns), tallies, pairs(keys[0][rows], keys[1][columns]), exclude)
+
+
+def _find_best(
+    cosines: _Cosines, rows: slice, columns: slice, own: tuple[Tensor, Tensor], tallies: Sequence[Tally], buffer: Tensor
+) -> None:
+    """Raises the tallies' best positives to those of a block in fp64; own: its pairs of one key; buffer is overwritten."""
+    at, column = own
+    places = (rows.start + at, columns.start + column)[: len(tallies)]
+    b, c = rows.stop - rows.start, columns.stop - columns.start
+    near = torch.ones_like(at, dtype=torch.bool)
+    if b * c < _DENSE * len(at):  # keys are classes, say: fp32 tells which few of so many pairs may be the best
+        score = buffer[: b * c].view(b, c)
+        cosines.fill(rows, columns, score)
+        rough = score[at, column]
+        reached = [tally.best.float().scatter_reduce(0, place, rough, "amax") for tally, place in zip(tallies, places, strict=True)]
+        near = torch.stack([rough >= best[place] - CLOSE for best, place in zip(reached, places, strict=True)]).any(0)
+    exact = cosines.exact(rows.start + at[near], columns.start + column[near])
+    for tally, place in zip(tallies, places, strict=True):
+        tally.best.scatter_reduce_(0, place[near], exact, "amax")
 
 
 def _count(
@@ -206,7 +222,7 @@ def _pair_scores(query: Tensor, gallery: Tensor, rows: Tensor, columns: Tensor) 
     if not len(rows):
         return query.new_empty(0).double()
     (top, bottom), (left, right) = (torch.stack(side.aminmax()).tolist() for side in (rows, columns))
-    if (bottom - top + 1) * (right - left + 1) < 16 * len(rows):
+    if (bottom - top + 1) * (right - left + 1) < _DENSE * len(rows):
         return (query[top : bottom + 1].double() @ gallery[left : right + 1].double().T)[rows - top, columns - left]
     return (query[rows].double() * gallery[columns].double()).sum(1)
 

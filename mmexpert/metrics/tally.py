@@ -12,7 +12,7 @@ from torch import Tensor
 
 GROUP = 32  # neighbours of the gallery, of whose best score it depends whether they are searched for first rows; blocks have whole groups
 _TOP = 10  # first rows kept
-_CLOSE, _TIED = 2e-6, 1e-9  # fp32 band that is looked at again; what counts as equal then
+CLOSE, _TIED = 2e-6, 1e-9  # fp32 band that is looked at again; what counts as equal then
 _TIED_SCORES = 1e-6  # of given scores, which have no second look
 _LOOK_ROWS = 32  # rows with close pairs, copied at once
 
@@ -46,7 +46,7 @@ class Tally:
 
     def count(self, score: Tensor, marks: Tensor, rows: slice, first: int) -> None:
         """Counts the rivals of a block [b, P] whose positives are -inf now; marks [b, P] is overwritten."""
-        best, band = self.best[rows].float()[:, None], _CLOSE if self.again is not None else _TIED_SCORES
+        best, band = self.best[rows].float()[:, None], CLOSE if self.again is not None else _TIED_SCORES
         lower, upper = best - band, best + band
         self.rival[rows] = torch.maximum(self.rival[rows], score.amax(1))
         # as fp32, since a sum of bool is slow
