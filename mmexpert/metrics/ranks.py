@@ -1,31 +1,28 @@
-"""The rank of every query's best positive against the whole gallery, in tiles, the same on every machine.
+"""The rank of every query's best positive against the whole gallery, in blocks, the same on every machine.
 
 Ties count against the query (pessimistic): a collapsed model ranks last. fp32 decides where |s - s+| > 2e-6; closer pairs are scored
-again in fp64 from the same features, so that a rank depends on no block size, order or hardware. Never a sort, never N x N: one tile
-and one copy of the gallery.
+again in fp64 from the same features, so that a rank depends on no block size, order or hardware. Never a sort, never N x N: two tiles.
+Both directions count in the same blocks, since the product takes most of the time.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from mmexpert.metrics.tally import CLOSE, GROUP, Again, Tally, pairs
 from mmexpert.types import ConfigError, DataError, NonFiniteError
 
 TIES = {"pessimistic": 1.0, "optimistic": 0.0, "mean": 0.5}
 """What a rival counts that ties with the best positive."""
 
-_CLOSE, _TIED = 2e-6, 1e-9  # fp32 band that is looked at again; what counts as equal then
-_TIED_SCORES = 1e-6  # of a similarity, whose scores have no second look
-_TILE_ROWS, _TILE_CELLS = 160, 2**26  # fewer rows make the product slow, which packs the gallery anew for each tile; 256 MB of fp32
-_COUNTED_ROWS = 32  # of a tile, counted at once: they stay in a core's cache
-_SECOND_LOOK = 2**19  # features of a block of pairs that is scored again
-_TOP, _GROUP = 10, 32  # first rows kept; columns of a group, of which only the ten best are searched for them
-
-Fill = Callable[[Tensor, Tensor], object]  # (query rows [b], out [b, P]): writes their scores
-Again = Callable[[Tensor, Tensor], Tensor]  # (query rows [p], gallery rows [p]) -> fp64 [p]
+_ROWS, _COLUMNS = 512, 960  # of a block: it and its marks stay in the cache, and neither product nor bookkeeping is slow
+_DENSE = 16  # where one pair in so many is asked for, a product is cheaper than copies of the pairs' features
+_SECOND_LOOK = 2**18  # features of pairs that are scored again at once
 
 
 @dataclass(frozen=True)
@@ -60,24 +57,28 @@ def rank_features(
     exclude: Tensor | None = None, allow_unanswerable: bool = False,
 ) -> Ranking:  # fmt: skip
     """Ranks by cosine of rows of any length query [Nq, D] and gallery [Ng, D]; exclude [Nq, E] gallery rows, -1 = none."""
-    query, gallery = query.float(), gallery.float()  # what fp32 holds decides, whatever the features came in
-    query_norm, gallery_norm = norms(query, "query"), norms(gallery, "gallery")
-    width = _padded(len(gallery))
-    table = torch.zeros(width, gallery.shape[1], device=gallery.device)
-    torch.div(gallery, gallery_norm[:, None].float(), out=table[: len(gallery)])
+    weight, there = _weight(ties), _answerable(query_keys, gallery_keys, allow_unanswerable)
+    cosines = _Cosines(query, gallery)
+    tally = _tally(there, len(gallery), cosines.exact)
+    _sweep(cosines, (query_keys, gallery_keys), [tally], tile, exclude)
+    return _ranking(tally, there, weight)
 
-    def fill(rows: Tensor, out: Tensor) -> None:
-        torch.mm(query[rows] / query_norm[rows, None].float(), table.T, out=out)
 
-    def again(rows: Tensor, columns: Tensor) -> Tensor:
-        # from the features and not from their fp32 unit rows, whose rounding (1e-8) would tell multiples of one vector apart
-        step = max(1, _SECOND_LOOK // query.shape[1])  # a collapsed model ties everywhere: its pairs would not fit into memory at once
-        blocks = zip(rows.split(step), columns.split(step), strict=True)
-        return torch.cat([_pair_scores(query, gallery, r, c) / (query_norm[r] * gallery_norm[c]) for r, c in blocks])
-
-    positives = _Positives(query_keys, gallery_keys, exclude, allow_unanswerable)
-    with full_precision():
-        return _sweep(fill, again, positives, ties, tile)
+def rank_directions(
+    query: Tensor, target: Tensor, query_keys: Tensor, target_keys: Tensor, ties: str = "pessimistic", tile: int | None = None,
+    allow_unanswerable: bool = False,
+) -> tuple[Ranking, Ranking]:  # fmt: skip
+    """rank_features of query against target and of target against query, from one product."""
+    weight = _weight(ties)
+    forth = _answerable(query_keys, target_keys, allow_unanswerable)
+    back = _answerable(target_keys, query_keys, allow_unanswerable)
+    cosines = _Cosines(query, target)
+    tallies = [
+        _tally(forth, len(target), cosines.exact),
+        _tally(back, len(query), lambda rows, columns: cosines.exact(columns, rows)),
+    ]
+    _sweep(cosines, (query_keys, target_keys), tallies, tile, None)
+    return _ranking(tallies[0], forth, weight), _ranking(tallies[1], back, weight)
 
 
 def rank_scores(
@@ -85,14 +86,18 @@ def rank_scores(
     exclude: Tensor | None = None, allow_unanswerable: bool = False,
 ) -> Ranking:  # fmt: skip
     """Ranks by given scores: a function query rows [b] -> [b, Ng] fp32. Tied within 1e-6."""
-
-    def fill(rows: Tensor, out: Tensor) -> None:
-        given = scores(rows)
+    weight, there = _weight(ties), _answerable(query_keys, gallery_keys, allow_unanswerable)
+    gallery = len(gallery_keys)
+    tally = _tally(there, gallery, None)
+    for rows in _slices(len(query_keys), tile or max(1, _ROWS * _COLUMNS // gallery)):
+        given = scores(torch.arange(rows.start, rows.stop, device=query_keys.device))
         if not bool(torch.isfinite(given).all()):
             raise NonFiniteError("scores of the evaluation are not finite")
-        out[:, : len(gallery_keys)] = given
-
-    return _sweep(fill, None, _Positives(query_keys, gallery_keys, exclude, allow_unanswerable), ties, tile)
+        score = F.pad(given.float(), (0, _padded(gallery) - gallery), value=-torch.inf)
+        at, column = pairs(query_keys[rows], gallery_keys)
+        tally.best.scatter_reduce_(0, rows.start + at, score[at, column].double(), "amax")
+        _count(score, torch.empty_like(score), (rows, slice(0, gallery)), [tally], (at, column), exclude)
+    return _ranking(tally, there, weight)
 
 
 @contextmanager
@@ -106,123 +111,126 @@ def full_precision() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-class _Positives:
-    """Which gallery rows answer or leave out which query: keys are sorted once, so that a tile has a flat list of pairs and no mask."""
+class _Cosines:
+    """Scores of any rows of two sides, in fp32 by blocks and in fp64 by pairs."""
 
-    def __init__(self, query_keys: Tensor, gallery_keys: Tensor, exclude: Tensor | None, allow_unanswerable: bool) -> None:
-        ordered, self.order = gallery_keys.sort(stable=True)
-        self.start = torch.searchsorted(ordered, query_keys)
-        self.count = torch.searchsorted(ordered, query_keys, right=True) - self.start
-        self.exclude, self.gallery = exclude, len(gallery_keys)
-        there = self.count > 0
-        if not allow_unanswerable and not bool(there.all()):
-            raise DataError(
-                f"{int((~there).sum())} queries have no positive in the gallery, the first is row {int((~there).nonzero()[0, 0])}; "
-                "evaluator.allow_unanswerable=true drops and counts them"
-            )
-        self.kept = there.nonzero()[:, 0]
-        if not len(self.kept):
-            raise DataError("no query has a positive in the gallery: there is nothing to rank")
+    def __init__(self, query: Tensor, gallery: Tensor) -> None:
+        self.query, self.gallery = query.float(), gallery.float()  # what fp32 holds decides, whatever the features came in
+        self.query_norm, self.gallery_norm = norms(self.query, "query"), norms(self.gallery, "gallery")
 
-    def pairs(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(place in rows, gallery row) of every positive of these queries."""
-        count = self.count[rows]
-        at = torch.repeat_interleave(count)
-        first = self.start[rows] - count.cumsum(0) + count
-        return at, self.order[first[at] + torch.arange(len(at), device=at.device)]
+    def fill(self, rows: slice, columns: slice, out: Tensor) -> None:
+        """Writes the block's fp32 scores."""
+        query = self.query[rows] / self.query_norm[rows, None].float()
+        torch.mm(query, (self.gallery[columns] / self.gallery_norm[columns, None].float()).T, out=out)
 
-    def left_out(self, rows: Tensor) -> tuple[Tensor, Tensor] | None:
-        """(place in rows, gallery row) of what is excluded."""
-        if self.exclude is None:
-            return None
-        named = self.exclude[rows]
-        at, entry = (named >= 0).nonzero(as_tuple=True)
-        return at, named[at, entry]
+    def exact(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """fp64 [p] of pairs (query row, gallery row)."""
+        # from the features and not from their fp32 unit rows, whose rounding (1e-8) would tell multiples of one vector apart
+        step = max(1, _SECOND_LOOK // self.query.shape[1])  # a collapsed model ties everywhere: its pairs would not fit into memory at once
+        blocks = zip(rows.split(step), columns.split(step), strict=True)
+        return torch.cat([_pair_scores(self.query, self.gallery, r, c) / (self.query_norm[r] * self.gallery_norm[c]) for r, c in blocks])
 
 
-def _sweep(fill: Fill, again: Again | None, positives: _Positives, ties: str, tile: int | None) -> Ranking:
+def _sweep(cosines: _Cosines, keys: tuple[Tensor, Tensor], tallies: Sequence[Tally], tile: int | None, exclude: Tensor | None) -> None:
+    """Counts the whole matrix block by block: for its rows, and for its columns where there is a second tally."""
+    queries, gallery = (len(side) for side in keys)
+    # ten columns or more, since the first rows of a first block may have to skip excluded ones
+    height, width = min(tile or _ROWS, queries), min(_padded(tile or _COLUMNS), gallery)
+    blocks = list(product(_slices(queries, height), _slices(gallery, width)))
+    buffers = cosines.query.new_empty(2, _padded(height) * _padded(width))
+    with full_precision():
+        for rows, columns in blocks:  # both directions count against the best positives, which may lie in any block
+            _find_best(cosines, rows, columns, pairs(keys[0][rows], keys[1][columns]), tallies, buffers[0])
+        for rows, columns in blocks:
+            b, c = rows.stop - rows.start, columns.stop - columns.start
+            score, marks = buffers[:, : _padded(b) * _padded(c)].view(2, _padded(b), _padded(c))
+            cosines.fill(rows, columns, score[:b, :c])
+            score[b:], score[:, c:] = -torch.inf, -torch.inf
+            _count(score, marks, (rows, columns), tallies, pairs(keys[0][rows], keys[1][columns]), exclude)
+
+
+def _find_best(
+    cosines: _Cosines, rows: slice, columns: slice, own: tuple[Tensor, Tensor], tallies: Sequence[Tally], buffer: Tensor
+) -> None:
+    """Raises the tallies' best positives to those of a block in fp64; own: its pairs of one key; buffer is overwritten."""
+    at, column = own
+    places = (rows.start + at, columns.start + column)[: len(tallies)]
+    b, c = rows.stop - rows.start, columns.stop - columns.start
+    near = torch.ones_like(at, dtype=torch.bool)
+    if b * c < _DENSE * len(at):  # keys are classes, say: fp32 tells which few of so many pairs may be the best
+        score = buffer[: b * c].view(b, c)
+        cosines.fill(rows, columns, score)
+        rough = score[at, column]
+        reached = [tally.best.float().scatter_reduce(0, place, rough, "amax") for tally, place in zip(tallies, places, strict=True)]
+        near = torch.stack([rough >= best[place] - CLOSE for best, place in zip(reached, places, strict=True)]).any(0)
+    exact = cosines.exact(rows.start + at[near], columns.start + column[near])
+    for tally, place in zip(tallies, places, strict=True):
+        tally.best.scatter_reduce_(0, place[near], exact, "amax")
+
+
+def _count(
+    score: Tensor, marks: Tensor, block: tuple[slice, slice], tallies: Sequence[Tally], own: tuple[Tensor, Tensor], exclude: Tensor | None
+) -> None:
+    """Counts a block of scores, padded to whole groups, into the tallies; own: its pairs of one key."""
+    rows, columns = block
+    b, c = rows.stop - rows.start, columns.stop - columns.start
+    if exclude is not None:
+        named = exclude[rows]
+        at, entry = ((named >= columns.start) & (named < columns.stop)).nonzero(as_tuple=True)
+        kept = score[own]
+        score[at, named[at, entry] - columns.start] = -torch.inf
+        score[own] = kept  # a positive that is named among the excluded stays
+    ways = ((score[:b], marks[:b], rows, columns), (score.T[:c], marks.T[:c], columns, rows))[: len(tallies)]
+    for tally, (view, _, queries, gallery) in zip(tallies, ways, strict=True):
+        tally.join(view, queries, gallery.start, gallery.stop - gallery.start)
+    score[own] = -torch.inf
+    for tally, (view, spare, queries, gallery) in zip(tallies, ways, strict=True):
+        tally.count(view, spare, queries, gallery.start)
+
+
+def _weight(ties: str) -> float:
     if ties not in TIES:
         raise ConfigError(f"evaluator.ties={ties}: choose {', '.join(TIES)}")
-    width, kept = _padded(positives.gallery), positives.kept
-    size = min(len(kept), tile or max(1, min(_TILE_ROWS, _TILE_CELLS // width)))
-    score, marks = (torch.empty(rows, width, device=kept.device) for rows in (size, min(size, _COUNTED_ROWS)))
-    parts = []
-    for rows in kept.split(size):
-        block = score[: len(rows)]
-        fill(rows, block)
-        block[:, positives.gallery :] = -torch.inf
-        parts.append(_rank_tile(block, marks, rows, positives, again, TIES[ties]))
-    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-    return Ranking(columns[0], columns[1], columns[2], kept, columns[3])
+    return TIES[ties]
 
 
-def _rank_tile(
-    score: Tensor, marks: Tensor, rows: Tensor, positives: _Positives, again: Again | None, tie: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """rank, best positive, best rival and first rows of a tile's queries; score [b, P] and marks are overwritten."""
-    at, column = positives.pairs(rows)
-    own = score[at, column]
-    if (left_out := positives.left_out(rows)) is not None:
-        score[left_out] = -torch.inf
-        score[at, column] = own  # a positive that is named among the excluded stays
-    best = own.new_full((len(rows),), -torch.inf).scatter_reduce_(0, at, own, "amax")
-    top = _top(score, min(_TOP, positives.gallery))
-    score[at, column] = -torch.inf
-    rival = score.amax(1)
-    band = _CLOSE if again is not None else _TIED_SCORES
-    ahead = _counted(torch.gt, score, best + band, marks)
-    tied = _counted(torch.ge, score, best - band, marks) - ahead
-    exact = best.double()
-    if again is not None:
-        near = own >= (best - band)[at]  # positives that fp32 can not tell from the best
-        exact.fill_(-torch.inf).scatter_reduce_(0, at[near], again(rows[at[near]], column[near]), "amax")
-        unsure, tied = tied.nonzero()[:, 0], torch.zeros_like(tied)
-        for part in unsure.split(_COUNTED_ROWS):
-            close = (score[part] - best[part, None]).abs_() <= band
-            place, rival_row = close.nonzero(as_tuple=True)
-            place = part[place]
-            difference = again(rows[place], rival_row) - exact[place]
-            ahead.index_add_(0, place, (difference > _TIED).double())
-            tied.index_add_(0, place, (difference.abs() <= _TIED).double())
-    return 1 + ahead + tie * tied, exact, rival.double(), top
+def _answerable(query_keys: Tensor, gallery_keys: Tensor, allow_unanswerable: bool) -> Tensor:
+    """bool [Nq]: which queries have a positive. Raises DataError where some have none, unless allowed, or all."""
+    there = torch.isin(query_keys, gallery_keys)
+    if not allow_unanswerable and not bool(there.all()):
+        raise DataError(
+            f"{int((~there).sum())} queries have no positive in the gallery, the first is row {int((~there).nonzero()[0, 0])}; "
+            "evaluator.allow_unanswerable=true drops and counts them"
+        )
+    if not bool(there.any()):
+        raise DataError("no query has a positive in the gallery: there is nothing to rank")
+    return there
 
 
-def _counted(compare: Callable[..., Tensor], score: Tensor, limit: Tensor, marks: Tensor) -> Tensor:
-    """fp64 [b]: how many scores of each row compare true with its limit. marks [rows at once, P]: as fp32, since a sum of bool is slow."""
-    blocks = zip(score.split(len(marks)), limit[:, None].split(len(marks)), strict=True)
-    return torch.cat([compare(part, bound, out=marks[: len(part)]).sum(1) for part, bound in blocks]).double()
+def _tally(there: Tensor, gallery: int, again: Again | None) -> Tally:
+    """Of queries whose best positives are still to be found; nothing is ahead of one that has none."""
+    return Tally(torch.where(there, -torch.inf, torch.inf).double(), gallery, again)
+
+
+def _ranking(tally: Tally, there: Tensor, weight: float) -> Ranking:
+    rank = 1 + tally.ahead + weight * tally.tied
+    return Ranking(rank[there], tally.best[there], tally.rival[there].double(), there.nonzero()[:, 0], tally.top[there])
 
 
 def _pair_scores(query: Tensor, gallery: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """fp64 products of single pairs; rows ascend. Where they are a good part of their rows' pairs, one product is cheaper than copies."""
+    """fp64 products of single pairs. Where they are a good part of the rectangle that they span, one product is cheaper than copies."""
     if not len(rows):
         return query.new_empty(0).double()
-    first, last = int(rows[0]), int(rows[-1])
-    if (last - first + 1) * len(gallery) < 16 * len(rows):
-        return (query[first : last + 1].double() @ gallery.double().T)[rows - first, columns]
+    (top, bottom), (left, right) = (torch.stack(side.aminmax()).tolist() for side in (rows, columns))
+    if (bottom - top + 1) * (right - left + 1) < _DENSE * len(rows):
+        return (query[top : bottom + 1].double() @ gallery[left : right + 1].double().T)[rows - top, columns - left]
     return (query[rows].double() * gallery[columns].double()).sum(1)
 
 
-def _top(score: Tensor, shown: int) -> Tensor:
-    """The first columns of each row, the lower column first where scores tie.
-
-    The ten best elements lie in the ten groups of neighbours with the best maxima (of equals the first group), so only these are searched.
-    """
-    rows, width = score.shape
-    groups = score.view(rows, -1, _GROUP).amax(2)
-    best = _order(groups, torch.arange(groups.shape[1], device=score.device)).topk(min(shown, groups.shape[1]), dim=1).indices
-    columns = (best[:, :, None] * _GROUP + torch.arange(_GROUP, device=score.device)).flatten(1)
-    chosen = _order(score.gather(1, columns), columns).topk(shown, dim=1).indices
-    return columns.gather(1, chosen)
+def _slices(length: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
-def _order(values: Tensor, columns: Tensor) -> Tensor:
-    """int64 numbers in the order of fp32 values, of equal ones the lower column ahead: topk alone takes any of those that tie."""
-    bits = (values + 0.0).view(torch.int32)  # + 0.0: -0 becomes 0
-    rising = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # negative floats count down
-    return (rising.long() << 32) - columns
-
-
-def _padded(gallery: int) -> int:
-    """Columns of a tile: whole groups."""
-    return -(-gallery // _GROUP) * _GROUP
+def _padded(length: int) -> int:
+    """Whole groups."""
+    return -(-length // GROUP) * GROUP

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from mmexpert.metrics.ranks import Ranking, rank_features, unit
+from mmexpert.metrics.ranks import Ranking, rank_directions, unit
 
 _EFFECTIVE_RANK_ROWS = 4096
 _HUBS_FROM = 20  # smaller galleries have no hubs worth a number
@@ -102,8 +102,7 @@ def rank_both(
     allow_unanswerable: bool = False,
 ) -> dict[str, Ranking]:  # fmt: skip
     """Rankings by cosine in both directions, by direction name."""
-    forth = rank_features(query, target, query_keys, target_keys, ties, allow_unanswerable=allow_unanswerable)
-    back = rank_features(target, query, target_keys, query_keys, ties, allow_unanswerable=allow_unanswerable)
+    forth, back = rank_directions(query, target, query_keys, target_keys, ties, allow_unanswerable=allow_unanswerable)
     return {f"{roles[0]}_to_{roles[1]}": forth, f"{roles[1]}_to_{roles[0]}": back}
 
 

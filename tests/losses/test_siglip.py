@@ -76,7 +76,7 @@ def test_scale_and_bias_learn_together_or_not_at_all():
 def test_the_bias_is_not_clamped():
     loss = siglip(bias=-20.0)
     loss.clamp_()
-    assert float(loss.logit_bias) == -20.0
+    assert loss.logit_bias.item() == -20.0
 
 
 def test_no_direction_is_logged():

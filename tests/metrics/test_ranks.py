@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mmexpert.metrics import ranks
-from mmexpert.metrics.ranks import rank_features, rank_scores
+from mmexpert.metrics.ranks import rank_directions, rank_features, rank_scores
 from mmexpert.types import ConfigError, DataError, NonFiniteError
 
 
@@ -184,6 +184,38 @@ def test_ranks_are_a_double_loops_where_scores_tie_or_nearly_tie_for_any_tile_an
     for tile in (1, 7, 2048):
         assert rank_features(query, gallery, query_keys, gallery_keys, ties, tile).rank.tolist() == expected
         assert rank_features(query, gallery[order], query_keys, gallery_keys[order], ties, tile).rank.tolist() == expected
+
+
+@pytest.mark.parametrize("ties", ["pessimistic", "optimistic", "mean"])
+@pytest.mark.parametrize("kind", ["repeated", "below fp32", "inside the band", "around the band", "wide"])
+def test_both_directions_at_once_are_a_double_loops_each(kind, ties):
+    query, target = adversarial(kind)
+    rng = torch.Generator().manual_seed(1)
+    sides = (
+        query,
+        target,
+        torch.cat([torch.arange(12), torch.randint(0, 12, (28,), generator=rng)]),
+        torch.randint(0, 12, (70,), generator=rng),
+    )
+    expected = double_loop(*sides, ties), double_loop(target, query, sides[3], sides[2], ties)
+    for tile in (1, 7, 2048):
+        assert tuple(ranking.rank.tolist() for ranking in rank_directions(*sides, ties, tile)) == expected
+
+
+def test_both_directions_at_once_say_what_each_says_alone():
+    query, target, query_keys, target_keys = random_case(4, queries=150, gallery=90)
+    query_keys[5], target_keys[7] = 77, 88  # without a partner: left out as queries, rivals all the same
+    for tile in (20, 64, 500):
+        both = rank_directions(query, target, query_keys, target_keys, tile=tile, allow_unanswerable=True)
+        forth = rank_features(query, target, query_keys, target_keys, allow_unanswerable=True)
+        back = rank_features(target, query, target_keys, query_keys, allow_unanswerable=True)
+        for got, alone in zip(both, (forth, back), strict=True):
+            assert got.rank.tolist() == alone.rank.tolist() and got.kept.tolist() == alone.kept.tolist()
+            assert got.top.tolist() == alone.top.tolist()
+            torch.testing.assert_close(got.positive, alone.positive, rtol=0, atol=1e-12)
+            torch.testing.assert_close(got.rival, alone.rival, rtol=0, atol=1e-6)  # of fp32 products
+    with pytest.raises(DataError, match="1 queries have no positive in the gallery, the first is row 7"):
+        rank_directions(query[query_keys != 77], target, query_keys[query_keys != 77], target_keys)
 
 
 @pytest.mark.parametrize("levels", [2, 7, 1000])
