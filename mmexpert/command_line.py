@@ -157,7 +157,7 @@ def launch(application: Callable[[], object]) -> None:
         _end_sweep()
     except KeyboardInterrupt:
         _end("interrupted before anything was trained, or a second time: what was saved stays, the same command continues", 130)
-    except Exception as error:  # noqa: BLE001  Hydra and OmegaConf have no common base; what is not theirs or ours is raised again
+    except Exception as error:  # noqa: BLE001  whatever ends a sweep, its table comes first; a defect is raised again with its traceback
         _end_sweep()
         if isinstance(error, OSError) and error.errno in _NOT_WRITABLE and not verbose:
             _end(f"StorageError: {error}; free space, or start where outputs/ can be written", StorageError.exit_code)

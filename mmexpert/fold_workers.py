@@ -121,11 +121,9 @@ def _forwarded(running: dict[int, tuple[subprocess.Popen, int]]) -> Iterator[lis
     before = {number: signal.signal(number, forward) for number in _SIGNALS}
     try:
         yield stopped
-    except BaseException:
-        for process, _ in running.values():
-            process.terminate()
-        raise
     finally:
+        for process, _ in running.values():  # none, unless an error ends the queue
+            process.terminate()
         for number, handler in before.items():
             signal.signal(number, handler)
 

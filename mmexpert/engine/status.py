@@ -63,7 +63,7 @@ def trained(folder: Path) -> bool:
 
 
 def note_failure(folder: Path, digest: str, error: Exception) -> None:
-    """status.json of a run that failed before its loop, whatever it was before. digest: its config hash."""
+    """status.json of a run, or a fold of it, that failed outside its loop, whatever it was before. digest: its config hash."""
     status = read_status(folder) or Status("failed", digest)
     status.state, status.exit_code = "failed", getattr(error, "exit_code", 1)
     status.error = told_error(error)
