@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-from mmexpert.config import CONF_DIR, NOT_HASHED, suggest, trusted
+from mmexpert.config import CONF_DIR, NOT_HASHED, suggest
 from mmexpert.engine.secrets import SECRET, mask_text
+from mmexpert.trust import trusted
 from mmexpert.types import ConfigError, MmexpertError, StorageError, SweepError
 
 FREE_KEYS = ("run", "index", "images", "texts", "clips", "image", "text", "clip", "features", "check", "out", "init_from")
@@ -76,24 +77,6 @@ def _prepare(argument: str) -> str:
     if plain_key in FREE_KEYS and value not in ("null", "") or "=" in value:
         return f"{key}='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return argument
-
-
-def own_values(argv: Sequence[str], keys: dict[str, str | None]) -> dict[str, str | None]:
-    """key=value arguments of a command that composes no configuration, over its defaults. Raises ConfigError for an unknown key."""
-    own = dict(keys)
-    for argument in argv:
-        key, separator, value = argument.partition("=")
-        if not separator or key not in keys:
-            raise ConfigError(f"{argument!r}: write key=value{suggest(key, list(keys))}")
-        own[key] = value[1:-1].replace("\\'", "'").replace("\\\\", "\\") if value[:1] == "'" else value
-    return own
-
-
-def plain_name(name: str) -> str:
-    """The name of a folder below outputs/. Raises ConfigError for what would lie elsewhere, or be hidden."""
-    if not re.fullmatch(r"[^\W_][\w.,=+ \-]*", name):
-        raise ConfigError(f"name={name}: letters, digits and . , = + - _, beginning with a letter or digit")
-    return name
 
 
 def run_folder(overrides: Sequence[str]) -> str:

@@ -67,6 +67,7 @@ def nested_train(session: Session, folds: Sequence[Fold], train: Train, restart:
     log.info("cv=nested: %s", cost)
 
     def train_outer(session: Session, fold: Fold, count: int, accelerator: Any) -> float | None:
+        """Chooses the fold's entry, unless an earlier sitting has, and trains it."""
         folder, ranks = fold.folder(session.folder), Ranks(accelerator)
         chosen = on_first_rank(ranks, lambda: _begin(session, folder, entries))
         if chosen is None:

@@ -6,7 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from mmexpert.command_line import composed, groups
-from mmexpert.config import CONF_DIR, check, instantiate, targets, trusted
+from mmexpert.config import CONF_DIR, check, instantiate, targets
+from mmexpert.trust import trusted
 from mmexpert.types import ConfigError
 
 HOSTILE = [
