@@ -31,7 +31,7 @@ def text_tower(tokenizer, weights, **changes):
         "dim": None, "lr_scale": 0.05, "name": "ViT-B/32", "weights": weights if weights is None else str(weights), "backend": "auto",
         "layers": None, "max_length": 20, "freeze_backbone": False,
     }  # fmt: skip
-    return ClipText(tokenizer, **keys | changes).eval()
+    return ClipText(tokenizer=tokenizer, **keys | changes).eval()
 
 
 def tokenizer_of(weights, length=20):
