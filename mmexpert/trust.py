@@ -51,7 +51,7 @@ EXACT = (
 
 
 def check_target(key: str, target: Any, roots: Sequence[str], trust: Sequence[str]) -> None:
-    """Raises ConfigError where the class that a key names lies neither below roots or trust, nor is one of EXACT."""
+    """Raises ConfigError where the class that a key names lies neither below roots or trust, nor is one of EXACT, or can not be had."""
     well_formed = isinstance(target, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target)
     if well_formed and (target in EXACT or _is_part(target, roots, False) or _is_part(target, trust, True)):
         return
@@ -69,8 +69,10 @@ def _is_part(target: str, roots: Sequence[str], functions: bool) -> bool:
         return False
     try:
         part = vars(importlib.import_module(module)).get(name)
-    except ModuleNotFoundError:
-        return False
+    except ModuleNotFoundError as error:
+        if f"{module}.".startswith(f"{error.name}."):
+            return False
+        raise ConfigError(f"{target}: {module} is there, but it imports {error.name}, which is not installed") from error
     right_kind = inspect.isclass(part) or (functions and inspect.isfunction(part))
     home = getattr(part, "__module__", "") or ""
     return right_kind and any(home == root or home.startswith(root + ".") for root in roots)

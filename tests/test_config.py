@@ -66,6 +66,15 @@ def test_a_trusted_package_may_name_its_own_loss(tmp_path, monkeypatch):
     assert instantiate(node, "loss", ["theirpkg"]).weight == 2.0
 
 
+def test_a_trusted_package_that_lacks_a_library_is_told_by_that_librarys_name(tmp_path, monkeypatch):
+    (tmp_path / "lackingpkg.py").write_text("import a_library_of_theirs\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match="lackingpkg is there, but it imports a_library_of_theirs, which is not installed"):
+        instantiate({"_target_": "lackingpkg.TheirLoss"}, "loss", ["lackingpkg"])
+    with pytest.raises(ConfigError, match="is refused"):
+        instantiate({"_target_": "lackingpkg.nowhere.TheirLoss"}, "loss", ["nowherepkg"])
+
+
 def choices() -> list[str]:
     skipped = {"experiment"}
     return [f"{group}={option}" for group, options in groups().items() for option in options if group not in skipped]
