@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from mmexpert.command_line import composed, launch, trust_list
+from mmexpert.own_keys import shown_help
 from mmexpert.types import DataError
 
 if TYPE_CHECKING:  # --help and a misspelt key must not wait for torch
@@ -30,9 +31,7 @@ _COLUMNS = ("severity", "code", "file", "record", "advice")
 
 def application() -> None:
     """The command. Raises DataError where the data set is refused."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        sys.stdout.write(__doc__)
+    if shown_help(__doc__):
         return
     overrides = sys.argv[1:]
     cfg = composed(*overrides, name="check_data")

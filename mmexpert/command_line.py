@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-from mmexpert.config import CONF_DIR, NOT_HASHED, suggest, trusted
+from mmexpert.config import CONF_DIR, NOT_HASHED, suggest
 from mmexpert.engine.secrets import SECRET, mask_text
+from mmexpert.trust import trusted
 from mmexpert.types import ConfigError, MmexpertError, StorageError, SweepError
 
 FREE_KEYS = ("run", "index", "images", "texts", "clips", "image", "text", "clip", "features", "check", "out", "init_from")
@@ -78,24 +79,6 @@ def _prepare(argument: str) -> str:
     return argument
 
 
-def own_values(argv: Sequence[str], keys: dict[str, str | None]) -> dict[str, str | None]:
-    """key=value arguments of a command that composes no configuration, over its defaults. Raises ConfigError for an unknown key."""
-    own = dict(keys)
-    for argument in argv:
-        key, separator, value = argument.partition("=")
-        if not separator or key not in keys:
-            raise ConfigError(f"{argument!r}: write key=value{suggest(key, list(keys))}")
-        own[key] = value[1:-1].replace("\\'", "'").replace("\\\\", "\\") if value[:1] == "'" else value
-    return own
-
-
-def plain_name(name: str) -> str:
-    """The name of a folder below outputs/. Raises ConfigError for what would lie elsewhere, or be hidden."""
-    if not re.fullmatch(r"[^\W_][\w.,=+ \-]*", name):
-        raise ConfigError(f"name={name}: letters, digits and . , = + - _, beginning with a letter or digit")
-    return name
-
-
 def run_folder(overrides: Sequence[str]) -> str:
     """Folder name of a run below outputs/<name>: a function of the overrides, whatever their order; 'default' for none."""
     parts = []
@@ -157,7 +140,7 @@ def launch(application: Callable[[], object]) -> None:
         _end_sweep()
     except KeyboardInterrupt:
         _end("interrupted before anything was trained, or a second time: what was saved stays, the same command continues", 130)
-    except Exception as error:  # noqa: BLE001  Hydra and OmegaConf have no common base; what is not theirs or ours is raised again
+    except Exception as error:  # noqa: BLE001  whatever ends a sweep, its table comes first; a defect is raised again with its traceback
         _end_sweep()
         if isinstance(error, OSError) and error.errno in _NOT_WRITABLE and not verbose:
             _end(f"StorageError: {error}; free space, or start where outputs/ can be written", StorageError.exit_code)

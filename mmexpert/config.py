@@ -6,8 +6,6 @@ Imports Hydra and the standard library only: `--help` must not wait for torch.
 import difflib
 import importlib
 import inspect
-import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -17,50 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mmexpert.schema import RunKeys, TrainerKeys
+from mmexpert.trust import PARTS, check_target
 from mmexpert.types import ConfigError, MmexpertError
 
 _BESIDE = Path(__file__).resolve().parent / "conf"
 CONF_DIR = str(_BESIDE if _BESIDE.is_dir() else _BESIDE.parents[1] / "conf")  # wheel, else checkout
-
-PARTS = {
-    "encoder": ("mmexpert.encoders",),
-    "model": ("mmexpert.models",),
-    "combiner": ("mmexpert.models",),
-    "similarity": ("mmexpert.similarity",),
-    "loss": ("mmexpert.losses",),
-    "dataset": ("mmexpert.data", "mmexpert.simulate"),
-    "evaluator": ("mmexpert.evaluators", "mmexpert.metrics"),
-    "optimizer": ("mmexpert.engine",),
-    "scheduler": ("mmexpert.engine",),
-    "cv": ("mmexpert.engine",),
-    "tracker": ("mmexpert.engine",),
-}
-"""Config group -> packages whose classes its nodes may name: a foreign config can not put a tracker where an encoder belongs."""
-
-EXACT = (
-    {f"torch.optim.{name}" for name in ["AdamW", "Adam", "SGD", "NAdam", "RAdam"]}
-    | {
-        f"torch.optim.lr_scheduler.{name}"
-        for name in ["CosineAnnealingLR", "OneCycleLR", "StepLR", "MultiStepLR", "ExponentialLR", "PolynomialLR", "LinearLR", "ConstantLR"]
-    }
-    | {
-        f"sklearn.model_selection.{name}"
-        for name in [
-            "KFold",
-            "StratifiedKFold",
-            "GroupKFold",
-            "StratifiedGroupKFold",
-            "RepeatedKFold",
-            "RepeatedStratifiedKFold",
-            "ShuffleSplit",
-            "StratifiedShuffleSplit",
-            "GroupShuffleSplit",
-            "LeaveOneGroupOut",
-            "PredefinedSplit",
-        ]
-    }
-)
-"""Classes of other libraries that may be named, each checked not to run code of its caller's."""
 
 NOT_HASHED = [
     "resume",
@@ -169,7 +128,7 @@ def instantiate(node: Any, group: str, trust: Sequence[str] = (), **given: Any) 
         raise ConfigError(f"{group}: the node has no _target_; it holds {plain!r}")
     nodes = list(targets(plain, group))
     for path, found in nodes:  # all names before any class is looked at
-        _check_target(path, found, PARTS[group], trust)
+        check_target(f"{path}._target_", found["_target_"], PARTS[group], trust)
     for path, found in nodes:
         _check_arguments(path, found, set(given) if found is plain else set())
     # partial: Hydra would copy what is given (modules, parameter groups) into the config
@@ -199,32 +158,6 @@ def locate(target: str) -> type:
     return vars(importlib.import_module(module))[name]
 
 
-def _check_target(path: str, node: dict[str, Any], roots: Sequence[str], trust: Sequence[str]) -> None:
-    target = node["_target_"]
-    well_formed = isinstance(target, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target)
-    if well_formed and (target in EXACT or _is_part(target, roots, False) or _is_part(target, trust, True)):
-        return
-    package = str(target).split(".")[0]
-    raise ConfigError(
-        f"{path}._target_={target!r} is refused: it must name a class below {', '.join(roots)}; "
-        f"for your own package add trust=[{package}] to the command line"
-    )
-
-
-def _is_part(target: str, roots: Sequence[str], functions: bool) -> bool:
-    """A prefix test alone has a hole: mmexpert.losses.clip.torch.load begins rightly and is torch.load."""
-    module, name = target.rsplit(".", 1)
-    if not any(module == root or module.startswith(root + ".") for root in roots):
-        return False
-    try:
-        part = vars(importlib.import_module(module)).get(name)
-    except ModuleNotFoundError:
-        return False
-    right_kind = inspect.isclass(part) or (functions and inspect.isfunction(part))
-    home = getattr(part, "__module__", "") or ""
-    return right_kind and any(home == root or home.startswith(root + ".") for root in roots)
-
-
 def _check_arguments(path: str, node: dict[str, Any], given: set[str]) -> None:
     if "_args_" in node:
         return
@@ -238,15 +171,3 @@ def _check_arguments(path: str, node: dict[str, Any], given: set[str]) -> None:
     needed = {name for name, p in accepted.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL}
     for key in sorted(needed - keys - given):
         raise ConfigError(f"{path}: {node['_target_']} needs the key {key!r}")
-
-
-def trusted(argv: Sequence[str]) -> tuple[str, ...]:
-    """Packages that the command line trusts (`trust=[mypkg]`): read from the arguments alone, never from a YAML."""
-    for argument in argv:
-        if argument.startswith("trust="):
-            names = tuple(name.strip() for name in argument[6:].strip("[]'\"").split(",") if name.strip())
-            for name in names:
-                if name.split(".")[0] in sys.stdlib_module_names | {"mmexpert", "torch", "numpy", "hydra", "omegaconf", "transformers"}:
-                    raise ConfigError(f"trust=[{name}]: the standard library and dependencies are never trusted as parts")
-            return names
-    return ()

@@ -10,7 +10,8 @@ import logging
 import sys
 from pathlib import Path
 
-from mmexpert.command_line import launch, own_values, plain_name, trust_list
+from mmexpert.command_line import launch, trust_list
+from mmexpert.own_keys import own_values, plain_name, shown_help
 from mmexpert.types import ConfigError
 
 log = logging.getLogger(__name__)
@@ -20,9 +21,7 @@ ROLES = {"images": "image", "texts": "text", "clips": "radar"}
 
 def application() -> None:
     """The command."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        sys.stdout.write(__doc__)
+    if shown_help(__doc__):
         return
     own = own_values(sys.argv[1:], OWN_KEYS)
     if own["run"] is None:

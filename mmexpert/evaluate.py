@@ -12,7 +12,6 @@ scores features that another program has made (composed retrieval). Writes outpu
 """
 
 import json
-import logging
 import re
 import sys
 from pathlib import Path
@@ -23,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mmexpert.command_line import composed, groups, launch, trust_list
 from mmexpert.config import suggest
+from mmexpert.own_keys import own_and_overrides, shown_help
 from mmexpert.types import ConfigError, RunFolderError
 
 OWN_KEYS = {"run": None, "features": None, "split": None, "checkpoint": "best"}
@@ -30,11 +30,9 @@ OWN_KEYS = {"run": None, "features": None, "split": None, "checkpoint": "best"}
 
 def application() -> None:
     """The command."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        sys.stdout.write(__doc__)
+    if shown_help(__doc__):
         return
-    own, overrides = split_arguments(sys.argv[1:])
+    own, overrides = own_and_overrides(sys.argv[1:], OWN_KEYS)
     if own["features"] is not None:
         if own["run"] is not None:
             raise ConfigError("run= and features= are two things to score: give one of them")
@@ -56,21 +54,6 @@ def application() -> None:
 
     configs = {path.parent.name: overridden(stored_run(path.parent), overrides) for path in folder.glob("fold_*/config.json")}
     evaluate_run(plain, folder, own["split"] or "test", own["checkpoint"], tuple(trust_list), configs)
-
-
-def split_arguments(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """The command's own keys, and the overrides of the stored configuration."""
-    own: dict[str, Any] = dict(OWN_KEYS)
-    overrides = []
-    for argument in argv:
-        key, separator, value = argument.partition("=")
-        if not separator:
-            raise ConfigError(f"{argument!r}: write key=value; the command's own keys are {', '.join(OWN_KEYS)}")
-        if key in own:
-            own[key] = value[1:-1].replace("\\'", "'").replace("\\\\", "\\") if value[:1] == "'" else value
-        else:
-            overrides.append(argument)
-    return own, overrides
 
 
 def stored_run(folder: Path) -> dict[str, Any]:

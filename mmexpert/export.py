@@ -10,7 +10,8 @@ import logging
 import sys
 from pathlib import Path
 
-from mmexpert.command_line import launch, own_values, trust_list
+from mmexpert.command_line import launch, trust_list
+from mmexpert.own_keys import own_values, shown_help
 from mmexpert.types import ConfigError
 
 log = logging.getLogger(__name__)
@@ -20,12 +21,10 @@ FORMATS = ("model", "torch", "onnx")
 
 def application() -> None:
     """The command."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    if shown_help(__doc__):
+        return
     for name in ("onnxscript", "onnx_ir"):  # they tell every pass of their optimizer
         logging.getLogger(name).setLevel(logging.WARNING)
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        sys.stdout.write(__doc__)
-        return
     own = own_values(sys.argv[1:], OWN_KEYS)
     if own["run"] is None:
         raise ConfigError("run=RUN is needed: a run folder such as outputs/radar/default")

@@ -89,7 +89,7 @@ def _locked_fold(session: Session, fold: Fold, count: int, accelerator: Any, tra
         return None
     try:
         train(session, fold, count, accelerator)
-    except Exception as error:
+    except Exception as error:  # whatever ended this fold must not end the others: raised when they are done
         if ranks.processes > 1:
             raise  # the other ranks may be elsewhere in the fold
         log.error("%s failed", name, exc_info=error)

@@ -8,15 +8,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
 from mmexpert.engine.cv_settings import CvSettings
 from mmexpert.engine.lock import holder
-from mmexpert.engine.status import read_status
+from mmexpert.engine.status import child_error
 from mmexpert.session import Session
-from mmexpert.types import ConfigError, MmexpertError, ProcessError
+from mmexpert.types import ConfigError
 
 log = logging.getLogger(__name__)
 Failures = dict[int, Exception]
@@ -67,7 +66,8 @@ def run_workers(session: Session, numbers: Sequence[int], workers: int) -> Failu
                 places.append(place)
                 log.info("fold %d: ended with code %d", number, code)
                 if code and not (code == _FOLDER_CODE and holder(session.folder / f"fold_{number}")) and not stopped:
-                    failed[number] = _error(session.folder / f"fold_{number}", number, code)
+                    folder = session.folder / f"fold_{number}"
+                    failed[number] = child_error(folder, f"fold {number}", code, folder / "log.txt")
             time.sleep(_POLL_S if running else 0)
     if stopped:
         raise SystemExit(128 + stopped[0])
@@ -121,21 +121,11 @@ def _forwarded(running: dict[int, tuple[subprocess.Popen, int]]) -> Iterator[lis
     before = {number: signal.signal(number, forward) for number in _SIGNALS}
     try:
         yield stopped
-    except BaseException:
-        for process, _ in running.values():
-            process.terminate()
-        raise
     finally:
+        for process, _ in running.values():  # none, unless an error ends the queue
+            process.terminate()
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _error(folder: Path, number: int, code: int) -> Exception:
-    """An error with the process's exit code and what the fold's status says."""
-    kind = next((kind for kind in MmexpertError.__subclasses__() if kind.exit_code == code), ProcessError)
-    status = read_status(folder)
-    told = (status.error or {}).get("message") if status is not None else None
-    return kind(f"fold {number} ended with code {code}{': ' + told if told else ''}; see {folder / 'log.txt'}")
 
 
 def _devices() -> list[str]:

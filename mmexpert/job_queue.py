@@ -116,10 +116,9 @@ def run_queue(jobs: Sequence[Job], slots: Sequence[Slot], grace_s: float, retrie
                         on_end(job)
                 if received and running:
                     _stop(running, grace_s, received, on_end)
-        except BaseException:
-            for job in running.values():
+        finally:
+            for job in running.values():  # none, unless an error ends the queue
                 _signal(job, signal.SIGTERM)
-            raise
     if received:
         left = f"{len(waiting)} jobs have not begun; the same command continues" if waiting else "the same command continues"
         log.info("stopped by signal %d: %s", received[0], left)

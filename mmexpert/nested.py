@@ -16,7 +16,7 @@ from mmexpert.engine.inner_folds import chosen_entry, inner_folds, read_selected
 from mmexpert.engine.progress import mode_of
 from mmexpert.engine.results import read_json
 from mmexpert.engine.runtime import Ranks, on_first_rank
-from mmexpert.engine.status import Status, config_difference, config_hash, read_status, write_status
+from mmexpert.engine.status import Status, config_difference, config_hash, note_failure, read_status, write_status
 from mmexpert.session import Session
 from mmexpert.types import ConfigError
 
@@ -67,6 +67,7 @@ def nested_train(session: Session, folds: Sequence[Fold], train: Train, restart:
     log.info("cv=nested: %s", cost)
 
     def train_outer(session: Session, fold: Fold, count: int, accelerator: Any) -> float | None:
+        """Chooses the fold's entry, unless an earlier sitting has, and trains it."""
         folder, ranks = fold.folder(session.folder), Ranks(accelerator)
         chosen = on_first_rank(ranks, lambda: _begin(session, folder, entries))
         if chosen is None:
@@ -119,14 +120,13 @@ def _failure_told(session: Session, folder: Path, ranks: Ranks) -> Iterator[None
     """Leaves in the outer fold's status how an inner training ended that was stopped or failed."""
     try:
         yield
-    except BaseException as error:
-        status = Status("failed", session.hash, session.fingerprint, exit_code=getattr(error, "exit_code", 1))
-        if isinstance(error, SystemExit | KeyboardInterrupt):
-            status.state, status.stopped, status.exit_code = "stopped", "signal", getattr(error, "code", 130)
-        else:
-            status.error = {"type": type(error).__name__, "message": str(error)[:2000]}
+    except (SystemExit, KeyboardInterrupt) as stop:
         if ranks.rank == 0:
-            write_status(folder, status)
+            write_status(folder, Status("stopped", session.hash, session.fingerprint, "signal", getattr(stop, "code", 130)))
+        raise
+    except Exception as error:  # of any kind: status.json says how the fold ended, the error goes on
+        if ranks.rank == 0:
+            note_failure(folder, session.hash, error)
         raise
 
 

@@ -62,15 +62,15 @@ def defaults_of(run: StoredRun) -> dict[str, Any] | None:
 
 @lru_cache(maxsize=8)
 def _composed_defaults(chosen: tuple[str, ...]) -> dict[str, Any] | None:
+    from hydra.errors import HydraException
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-    from mmexpert.command_line import composed, describe
+    from mmexpert.command_line import composed
 
     try:
         plain = OmegaConf.to_container(composed(*chosen), resolve=True, throw_on_missing=False)
-    except Exception as error:  # noqa: BLE001  Hydra's errors have no common base; what is not theirs is raised again
-        if describe(error) is None:
-            raise
+    except (HydraException, OmegaConfBaseException):
         return None
     return flat(plain)
 

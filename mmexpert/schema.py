@@ -1,4 +1,4 @@
-"""Names and types of the run-level keys; values stand in conf/train.yaml and conf/trainer/default.yaml alone."""
+"""Names and types of the run-level keys; values stand in conf/train.yaml and conf/trainer alone."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ class EarlyStoppingKeys:
 
 @dataclass
 class TrainerKeys:
-    """trainer: length, batch, numerics, choice, loading and logging; meanings and units in conf/trainer/default.yaml."""
+    """trainer: length, batch, numerics, choice, loading and logging; meanings and units in conf/trainer."""
 
     epochs: int = MISSING
     max_steps: int | None = MISSING

@@ -12,10 +12,11 @@ from mmexpert.data.records import RecordDataset
 from mmexpert.engine.accumulate import accumulation
 from mmexpert.engine.blocks import prepare_blocks
 from mmexpert.engine.chance import chance_loss, contrastive_rows
-from mmexpert.engine.checkpoint import Checkpoints, KeepSettings
+from mmexpert.engine.checkpoint import Checkpoints
 from mmexpert.engine.console import Console
 from mmexpert.engine.evidence import Evidence
 from mmexpert.engine.folds import CvSettings
+from mmexpert.engine.keep_settings import KeepSettings
 from mmexpert.engine.loop import FitSettings
 from mmexpert.engine.meter import Meter
 from mmexpert.engine.progress import Choice

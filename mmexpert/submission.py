@@ -77,6 +77,7 @@ def read_submission(path: Path) -> Submitted:
     """A file that is there. Raises DataError where it is no JSON or has a key twice, which JSON readers would drop in silence."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """An object. Raises DataError for a key that is there twice."""
         keys = [key for key, _ in pairs]
         if len(set(keys)) < len(keys):
             raise DataError(f"{path}: the key {next(k for k in keys if keys.count(k) > 1)!r} is there twice")

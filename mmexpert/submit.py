@@ -15,19 +15,18 @@ from omegaconf import OmegaConf
 
 from mmexpert.command_line import composed, launch, trust_list
 from mmexpert.evaluate import overridden, stored_run
+from mmexpert.own_keys import own_and_overrides, shown_help
 from mmexpert.types import ConfigError
 
 log = logging.getLogger(__name__)
-_OWN = ("run", "check", "name")
+OWN_KEYS = {"run": None, "check": None, "name": None}
 
 
 def application() -> None:
     """The command. Raises DataError with all faults."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        sys.stdout.write(__doc__)
+    if shown_help(__doc__):
         return
-    own, overrides = split_arguments(sys.argv[1:])
+    own, overrides = own_and_overrides(sys.argv[1:], OWN_KEYS)
     cfg = configuration(own["run"], overrides)
     from mmexpert import submitting
 
@@ -40,21 +39,6 @@ def application() -> None:
     if set(own["name"]) & set("/\\\0") or own["name"] in ("", ".", ".."):
         raise ConfigError(f"name={own['name']}: it becomes part of a file name")
     submitting.submit(cfg, Path(own["run"]), own["name"], tuple(trust_list))
-
-
-def split_arguments(argv: list[str]) -> tuple[dict[str, str | None], list[str]]:
-    """The command's own keys, and the overrides of the configuration."""
-    own: dict[str, str | None] = dict.fromkeys(_OWN)
-    overrides = []
-    for argument in argv:
-        key, separator, value = argument.partition("=")
-        if not separator:
-            raise ConfigError(f"{argument!r}: write key=value; the command's own keys are {', '.join(_OWN)}")
-        if key in own:
-            own[key] = value[1:-1].replace("\\'", "'").replace("\\\\", "\\") if value[:1] == "'" else value
-        else:
-            overrides.append(argument)
-    return own, overrides
 
 
 def configuration(run: str | None, overrides: list[str]) -> dict[str, Any]:

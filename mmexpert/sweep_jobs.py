@@ -17,8 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from mmexpert.command_line import describe, register, trust_list
 from mmexpert.config import check
 from mmexpert.engine.monitor_mode import mode_of
-from mmexpert.engine.status import read_status
-from mmexpert.types import ConfigError, MmexpertError, ProcessError
+from mmexpert.types import ConfigError, MmexpertError
 
 log = logging.getLogger(__name__)
 
@@ -153,18 +152,6 @@ def check_direction(sweeper: DictConfig, trainer: dict[str, Any]) -> None:
         raise ConfigError(
             f"hydra.sweeper.direction={name}, but {monitor} is better at its {mode}: write hydra.sweeper.direction={mode}imize"
         )
-
-
-def child_error(folder: Path, what: str, code: int, log_file: Path) -> MmexpertError:
-    """The error of a run in a process of its own: the class of its exit code, what its status says, where its log lies.
-
-    code: as subprocess has it, below 0 the number of a signal.
-    """
-    kind = next((kind for kind in MmexpertError.__subclasses__() if kind.exit_code == code), ProcessError)
-    status = read_status(folder)
-    told = (status.error or {}).get("message") if status is not None and status.state == "failed" else None
-    how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-    return kind(f"{what} {how}{': ' + told if told else ''}; see {log_file}")
 
 
 def remove_empty(folders: Iterable[Path]) -> None:

@@ -145,7 +145,7 @@ def train_fold(session: Session, fold: Fold, count: int, accelerator: Any) -> fl
         status.epoch, status.step = newest_position(folder / "checkpoints") or (status.epoch, status.step)
         log.info("stopped and saved at step %d: the same command continues", status.step)
         raise
-    except Exception as error:
+    except Exception as error:  # of any kind: status.json says how the fold ended, the error goes on
         status.state, status.exit_code = "failed", getattr(error, "exit_code", 1)
         status.error = told_error(error)
         raise

@@ -42,11 +42,15 @@ class Key:
 
 @dataclass(frozen=True)
 class Leaf:
-    """A YAML file. prefix: what stands before its keys on the command line. about: what the option is. chosen: its `override`s."""
+    """A YAML file. prefix: what stands before its keys on the command line. about: what the option is. part: name of its class.
+
+    bases: (option, where its keys go: empty = among this file's, else the key above them). chosen: its `override`s.
+    """
 
     prefix: str
     about: str
-    bases: tuple[str, ...]
+    part: str
+    bases: tuple[tuple[str, str], ...]
     chosen: tuple[str, ...]
     keys: dict[str, Key]
 
@@ -70,7 +74,8 @@ def read_leaf(path: Path, group: str) -> Leaf:
     return Leaf(
         prefix="" if package == "_global_" else f"{package}.",
         about=next((one for one in told if one), ""),
-        bases=tuple(item.split("@")[0] for item in items if "=" not in item and item != "_self_"),
+        part=top["_target_"][1].value.rsplit(".", 1)[1] if "_target_" in top else "",
+        bases=tuple(_base(item) for item in items if "=" not in item and item != "_self_"),
         chosen=tuple(item.removeprefix("override ") for item in items if "=" in item),
         keys=keys,
     )
@@ -80,8 +85,12 @@ def whole_leaf(folder: Path, group: str, option: str) -> Leaf:
     """An option with what it takes over from its bases: a value of its own keeps the base's meaning where it has no comment."""
     own = read_leaf(folder / group / f"{option}.yaml", group)
     keys: dict[str, Key] = {}
-    for base in own.bases:
-        keys |= whole_leaf(folder, group, base).keys
+    for base, place in own.bases:
+        leaf = whole_leaf(folder, group, base)
+        if place:
+            keys[place] = Key(place, leaf.part, leaf.about)
+        below = [replace(key, name=f"{place}.{key.name}" if place else key.name) for key in leaf.keys.values()]
+        keys |= {key.name: key for key in below}
     for name, key in own.keys.items():
         known = keys.get(name)
         keys[name] = replace(key, meaning=key.meaning or (known.meaning if known else ""))
@@ -92,10 +101,14 @@ def reference(folder: Path) -> str:
     """The text of conf/README.md. Raises SystemExit naming each key that has no meaning, and each of the schema that no file has."""
     parts, untold = [HEAD], []
     run = read_leaf(folder / "train.yaml", "_global_").keys
-    trainer = read_leaf(folder / "trainer" / "default.yaml", "trainer").keys
+    trainer = whole_leaf(folder, "trainer", "default").keys
+    trainer = {field.name: trainer[field.name] for field in fields(TrainerKeys) if field.name in trainer} | trainer  # the usual ones first
     untold += _against_schema(run, trainer)
     parts.append("## Run\nKeys of `train.yaml`.\n\n" + _typed(run, "", RunKeys))
-    parts.append("## trainer\nKeys of `trainer/default.yaml`.\n\n" + _typed(trainer, "trainer.", TrainerKeys))
+    parts.append(
+        "## trainer\nKeys of `trainer/default.yaml` and of `trainer/base`, which it is made of.\n\n"
+        + _typed(trainer, "trainer.", TrainerKeys)
+    )
     for group, options in groups().items():
         if group in ("experiment", "trainer"):
             continue
@@ -145,6 +158,12 @@ def _comment(key: yaml.Node, value: yaml.Node, lines: list[str]) -> str:
 def _source(value: yaml.Node, lines: list[str]) -> str:
     start, end = value.start_mark, value.end_mark
     return lines[start.line][start.column : end.column] if start.line == end.line else "..."
+
+
+def _base(item: str) -> tuple[str, str]:
+    """`base/radar@radar` and the like as Leaf.bases has them; `_here_` is where the file's own keys go."""
+    option, _, place = item.partition("@")
+    return option, place.replace("_here_", "")
 
 
 def _items(node: yaml.Node) -> list[str]:

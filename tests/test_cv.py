@@ -1,17 +1,15 @@
 """`python -m mmexpert.cv` prints the summary table or where each fold stands, and ends with the code of its error."""
 
-import functools
 import json
 import subprocess
 import sys
 
 import pytest
-from sklearn.model_selection import GroupKFold
+from fold_settings import group_settings
 
 from mmexpert import cv
 from mmexpert.data.records import Record, RecordDataset
 from mmexpert.engine.files import csv_text
-from mmexpert.engine.folds import CvSettings
 from mmexpert.engine.folds_file import settle_folds
 from mmexpert.engine.lock import RunLock
 from mmexpert.engine.status import Status, write_status
@@ -21,27 +19,7 @@ from mmexpert.engine.status import Status, write_status
 def run(tmp_path):
     """Two folds of three: the first done, the second stopped, the third not begun."""
     rows = RecordDataset("fake", [Record(f"g{g}/0", "", f"g{g}", ("a",)) for g in range(6)], "instance")
-    settings = CvSettings(
-        "group",
-        functools.partial(GroupKFold, shuffle=True),
-        3,
-        1,
-        0,
-        0.0,
-        "last",
-        None,
-        None,
-        "error",
-        False,
-        None,
-        "groups",
-        50,
-        None,
-        1,
-        False,
-        None,
-        None,
-    )
+    settings = group_settings(n_splits=3)
     folds = settle_folds(tmp_path, rows, settings)
     content = {"config": {"cv": {"selection": "last", "headline": None}, "trainer": {"monitor": "valid/RSum"}}}
     (tmp_path / "config.json").write_text(json.dumps(content))

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from safetensors.torch import load_file
 from mmexpert.command_line import composed
 from mmexpert.config import NOT_HASHED, check
 from mmexpert.engine.status import Status, config_hash, read_status, write_status
+from mmexpert.nested import _failure_told
 from mmexpert.types import ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -284,6 +286,19 @@ def test_a_nested_run_that_was_stopped_trains_only_what_is_missing_and_chooses_o
     one, two, three, four = ((f"fold_1/inner/c{c}_j{j}", 3e-3 * (c - 1)) for c in (1, 2) for j in (1, 2))
     assert sittings == [[one, two, three], [three, four, ("", 3e-3)], [("", 3e-3)]]
     assert stored(tmp_path / "hip/run/fold_1/selected.json")["scores"] == [[0.5, 0.5], [0.9, 0.9]]
+
+
+@pytest.mark.parametrize(
+    "error, state, code", [(RuntimeError("no answer from https://me:s3cr3t@host/x"), "failed", 1), (SystemExit(143), "stopped", 143)]
+)
+def test_an_outer_fold_says_how_its_inner_training_ended_without_secrets(tmp_path, error, state, code):
+    session = SimpleNamespace(hash="h", fingerprint="f")
+    with pytest.raises(type(error)), _failure_told(session, tmp_path, SimpleNamespace(rank=0)):
+        raise error
+    status = read_status(tmp_path)
+    assert (status.state, status.exit_code, status.config_hash) == (state, code, "h")
+    assert "s3cr3t" not in (tmp_path / "status.json").read_text()
+    assert (status.error or {}).get("type") == (type(error).__name__ if state == "failed" else None)
 
 
 def test_a_fold_killed_in_mid_save_and_folds_in_another_order_end_with_the_same_bytes(refitted, films, tmp_path):

@@ -18,8 +18,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from PIL import Image
 
-from mmexpert.command_line import composed, own_values, prepare_arguments
+from mmexpert.command_line import composed, prepare_arguments
 from mmexpert.config import check, instantiate
+from mmexpert.own_keys import own_and_overrides, own_values
 from mmexpert.types import DataError
 
 COMMANDS = {" ".join(words): words for page in PAGES for words in commands_of(page.read_text(encoding="utf-8"))}
@@ -101,10 +102,10 @@ def check_train(arguments: list[str], folder: Path) -> None:
 
 
 def check_evaluate(arguments: list[str]) -> None:
-    from mmexpert.evaluate import overridden, split_arguments
+    from mmexpert.evaluate import OWN_KEYS, overridden
     from mmexpert.feature_scores import settings
 
-    own, overrides = split_arguments(prepare_arguments(arguments))
+    own, overrides = own_and_overrides(prepare_arguments(arguments), OWN_KEYS)
     if own["features"] is not None:
         settings(Path(own["features"]), overrides, ())
         return
@@ -113,9 +114,9 @@ def check_evaluate(arguments: list[str]) -> None:
 
 def check_submit(arguments: list[str]) -> None:
     from mmexpert.evaluate import overridden
-    from mmexpert.submit import configuration, split_arguments
+    from mmexpert.submit import OWN_KEYS, configuration
 
-    own, overrides = split_arguments(prepare_arguments(arguments))
+    own, overrides = own_and_overrides(prepare_arguments(arguments), OWN_KEYS)
     if own["run"] is None:
         configuration(None, overrides)
     else:

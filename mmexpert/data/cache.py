@@ -81,9 +81,8 @@ def _fill(folder: Path, make: Callable[[Path], None]) -> None:
     try:
         _write(temporary, make)
         os.rename(temporary, folder)
-    except BaseException:  # a full disk, a damaged source: nothing half made stays
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # after a full disk, a damaged source, a stop: nothing half made stays
     _sync(folder.parent)  # the rename itself is on the disk
 
 

@@ -42,6 +42,7 @@ class _Turns:
         self.waiting: list[int] = []
 
     def take(self, count: int) -> list[int]:
+        """The next count numbers."""
         taken: list[int] = []
         while len(taken) < count:
             if not self.waiting:

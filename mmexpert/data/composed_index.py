@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mmexpert.data.findings import DataFault, DataFaults
+from mmexpert.data.records import Record
+from mmexpert.data.sampling import EVALUATION, sample_rng
 from mmexpert.types import ConfigError
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,14 @@ class Annotations:
     def position(self) -> dict[str, int]:
         """Id of each name."""
         return {name: i for i, name in enumerate(self.names)}
+
+
+def drawn_text(record: Record, seed: int, epoch: int, repeat: int) -> str:
+    """The evaluation text of a Query's record, or one of the training variants, equally likely."""
+    if epoch == EVALUATION or len(record.captions) == 1:
+        return record.source.text if epoch == EVALUATION else record.captions[0]
+    rng = sample_rng(seed, epoch, record.id, repeat)
+    return record.captions[int(rng.integers(len(record.captions)))]
 
 
 @dataclass

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmexpert.data.composed_index import PARTS, Annotations, Query
+from mmexpert.data.composed_index import PARTS, Annotations, Query, drawn_text
 from mmexpert.data.findings import DataFault, Finding
 from mmexpert.data.pictures import open_picture
 from mmexpert.data.preflight import find_pictures, missing_pictures, write_missing
 from mmexpert.data.records import Draw, Record, RecordDataset
-from mmexpert.data.sampling import EVALUATION, sample_rng
 from mmexpert.types import ConfigError
 
 Transform = Callable[[Image.Image, np.random.Generator | None], np.ndarray]
@@ -103,10 +102,7 @@ class ComposedDataset(RecordDataset):
 
     def text(self, record: Record, epoch: int, repeat: int) -> str:
         """The evaluation text, or one of the training variants, equally likely."""
-        if epoch == EVALUATION or len(record.captions) == 1:
-            return record.source.text if epoch == EVALUATION else record.captions[0]
-        rng = sample_rng(self.seed, epoch, record.id, repeat)
-        return record.captions[int(rng.integers(len(record.captions)))]
+        return drawn_text(record, self.seed, epoch, repeat)
 
     def picture(self, part: str, name: str) -> np.ndarray:
         """A picture as the tower sees it, float32 [3, S, S]."""

@@ -14,10 +14,9 @@ import numpy as np
 from PIL import Image
 
 from mmexpert.data.cache import cached_folder, content_name
-from mmexpert.data.composed_index import Query
+from mmexpert.data.composed_index import Query, drawn_text
 from mmexpert.data.fashion_iq import evaluation_text, training_texts
 from mmexpert.data.records import Draw, Record, RecordDataset
-from mmexpert.data.sampling import EVALUATION, sample_rng
 from mmexpert.data.scenes import SPLITS, part_counts
 from mmexpert.types import ConfigError
 
@@ -104,10 +103,7 @@ class ComposedScenes(RecordDataset):
 
     def text(self, record: Record, epoch: int, repeat: int) -> str:
         """The evaluation text, or one of the training variants, equally likely."""
-        if epoch == EVALUATION or len(record.captions) == 1:
-            return record.source.text
-        rng = sample_rng(self.seed, epoch, record.id, repeat)
-        return record.captions[int(rng.integers(len(record.captions)))]
+        return drawn_text(record, self.seed, epoch, repeat)
 
     def picture(self, part: str, name: str) -> np.ndarray:
         """A picture as the tower sees it, float32 [3, S, S]."""

@@ -122,7 +122,7 @@ def _read_csv(path: Path, root: Path, columns: Columns, allow_outside: bool, fau
                 rows.append(row)
     except csv.Error as error:
         raise DataFault(
-            f"{path}, line {reader.line_num}: {error}; quote cells that hold commas or quotes", "undecodable", str(path)
+            f"{path}, line {reader.reader.line_num}: {error}; quote cells that hold commas or quotes", "undecodable", str(path)
         ) from error
     return ImageIndex(_unique(rows, faults), header)
 

@@ -100,6 +100,7 @@ def _of_karpathy(image: dict[str, Any]) -> dict[str, Any]:
 
 def _jsonl_rows(path: Path, columns: dict[str, str], faults: FaultList) -> Iterator[Row]:
     def records() -> Iterator[tuple[str, Any]]:
+        """(line, object) of each line that holds one; the others go to faults."""
         for number, line in enumerate(_text(path).split("\n"), 1):
             if line.strip():
                 with faults.catching():
@@ -118,6 +119,7 @@ def _table_rows(path: Path, columns: dict[str, str], faults: FaultList) -> Itera
     reader = csv.DictReader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
 
     def records() -> Iterator[tuple[str, Any]]:
+        """(line, cells by column) of each row of as many cells as columns; an empty split is none."""
         for cells in reader:
             where = f"line {reader.line_num}"
             with faults.catching():

@@ -57,6 +57,7 @@ def read_json(path: Path, repeated: list[str] | None = None) -> Any:
         raise fault("json_nan", f": holds {name}, which is no JSON; write null or remove it")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """An object; a key that is there twice is told, or is a fault."""
         names = [name for name, _ in pairs]
         if len(set(names)) < len(names) and repeated is not None:
             seen: set[str] = set()

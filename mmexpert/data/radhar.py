@@ -197,6 +197,7 @@ class RadHar(RadarDataset):
         """The parsed file, from the cache where it was parsed before."""
 
         def parse(folder: Path) -> None:
+            """The points, and beside them what else the session says."""
             session = read_session(path)
             np.save(folder / "points.npy", session.points)
             facts = {name: value for name, value in asdict(session).items() if name != "points"}

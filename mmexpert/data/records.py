@@ -186,6 +186,7 @@ def caption_components(records: Sequence[Record]) -> list[str]:
     parent = list(range(len(records)))
 
     def root(i: int) -> int:
+        """The record that stands for i's component; halves the way to it."""
         while parent[i] != i:
             parent[i] = parent[parent[i]]
             i = parent[i]

@@ -191,6 +191,7 @@ class Children:
             return
 
         def handler(number: int, frame: FrameType | None) -> None:
+            """torch's, while the stream awaits a batch."""
             if self.stream is None:
                 return
             try:

@@ -7,7 +7,7 @@ CLIP's own projection to J is kept; where model.projection_dim is neither null n
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import InitVar, asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ SIZES_FILE = "clip.json"
 """What save_backbone writes and name=FOLDER reads: sizes without weights, which model.safetensors holds."""
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class ClipImage(ImageEncoder):
     """The image tower. name: ViT-B/32, ViT-B/16, ViT-L/14, RN50, RN101, RN50x4.
 
@@ -37,36 +38,32 @@ class ClipImage(ImageEncoder):
     (of random towers). norm: batch | frozen. freeze_backbone: only the projections learn.
     """
 
-    def __init__(
-        self,
-        dim: int | None,
-        lr_scale: float,
-        side: int,
-        in_chans: int,
-        mean: Any,
-        std: Any,
-        name: str,
-        weights: str | None,
-        backend: str,
-        layers: int | None,
-        norm: str,
-        freeze_backbone: bool,
-    ) -> None:
-        if in_chans != 3:
-            raise ConfigError(f"encoder.image.in_chans={in_chans}: a CLIP takes 3 channels; dataset.channels=3 copies grey")
+    dim: int | None
+    name: str
+    weights: str | None
+    backend: str
+    layers: int | None
+    norm: str
+    freeze_backbone: bool
+
+    def __post_init__(self) -> None:
+        weights, side = self.weights, self.side
+        if self.in_chans != 3:
+            raise ConfigError(f"encoder.image.in_chans={self.in_chans}: a CLIP takes 3 channels; dataset.channels=3 copies grey")
         stored = None
         if weights is None:
-            sizes = _saved_sizes(name, ImageSizes) or replace(known(name, "encoder.image.name").image, side=side)
-            sizes = replace(sizes, layers=shallower(sizes.layers, layers))
+            sizes = _saved_sizes(self.name, ImageSizes) or replace(known(self.name, "encoder.image.name").image, side=side)
+            sizes = replace(sizes, layers=shallower(sizes.layers, self.layers))
         else:
-            _refuse_layers(layers, "image")
-            stored = stored_clip(name, weights, backend, "image")
+            _refuse_layers(self.layers, "image")
+            stored = stored_clip(self.name, weights, self.backend, "image")
             sizes = stored.image
-        super().__init__(sizes.joint if dim is None else dim, lr_scale, side, in_chans, mean, std)
-        self.sizes, self.fine_tuned = sizes, stored is not None and not freeze_backbone
+        self.dim = sizes.joint if self.dim is None else self.dim
+        super().__post_init__()
+        self.sizes, self.fine_tuned = sizes, stored is not None and not self.freeze_backbone
         self.model, self.projection = image_module(sizes, side)
         self.joint = Joint(sizes.joint, self.dim)
-        self.frozen = frozen_parts(self.model, freeze_backbone, norm)
+        self.frozen = frozen_parts(self.model, self.freeze_backbone, self.norm)
         if stored is None:
             return
         if sizes.is_resnet:
@@ -77,7 +74,7 @@ class ClipImage(ImageEncoder):
             fill(self.model, stored.tensors, "vision_model.")
             fill(self.projection, stored.tensors, "visual_projection.")
         if constants := stored.constants or (OPENAI_CONSTANTS if weights in ("pretrained", "openai") else None):
-            warn_of_constants(weights, *constants, mean, std)
+            warn_of_constants(weights, *constants, self.mean, self.std)
         if side != sizes.side:
             log.warning("encoder.image.side=%d: the weights of %s are made for %d; positions are interpolated", side, weights, sizes.side)
 
@@ -105,45 +102,46 @@ class ClipImage(ImageEncoder):
         return head(grid), head.v(grid.flatten(2).mT)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class ClipText(Encoder):
     """The text tower; keys as ClipImage's. Causal: the feature is the end-of-text token's.
 
     With weights=null the vocabulary comes from the training captions. The Encoding's mask marks words, not the tokens that frame them.
     """
 
-    def __init__(
-        self,
-        tokenizer: TextTokenizer,
-        dim: int | None,
-        lr_scale: float,
-        name: str,
-        weights: str | None,
-        backend: str,
-        layers: int | None,
-        max_length: int,
-        freeze_backbone: bool,
-    ) -> None:
+    tokenizer: InitVar[TextTokenizer]
+    dim: int | None
+    lr_scale: float
+    name: str
+    weights: str | None
+    backend: str
+    layers: int | None
+    max_length: int
+    freeze_backbone: bool
+
+    def __post_init__(self, tokenizer: TextTokenizer) -> None:
         stored = None
-        if weights is None:
-            sizes = _saved_sizes(name, TextSizes) or replace(known(name, "encoder.text.name").text, vocabulary=tokenizer.vocab_size)
-            sizes = replace(sizes, layers=shallower((sizes.layers,), layers)[0])
+        if self.weights is None:
+            sizes = _saved_sizes(self.name, TextSizes)
+            sizes = sizes or replace(known(self.name, "encoder.text.name").text, vocabulary=tokenizer.vocab_size)
+            sizes = replace(sizes, layers=shallower((sizes.layers,), self.layers)[0])
         else:
-            _refuse_layers(layers, "text")
-            stored = stored_clip(name, weights, backend, "text")
+            _refuse_layers(self.layers, "text")
+            stored = stored_clip(self.name, self.weights, self.backend, "text")
             sizes = stored.text
         if tokenizer.vocab_size > sizes.vocabulary:
             raise ConfigError(
-                f"encoder.text.weights={weights}: the tokenizer has {tokenizer.vocab_size} entries, the tower {sizes.vocabulary}; "
+                f"encoder.text.weights={self.weights}: the tokenizer has {tokenizer.vocab_size} entries, the tower {sizes.vocabulary}; "
                 f"they are of different models"
             )
-        if max_length > sizes.positions:
-            raise ConfigError(f"encoder.text.max_length={max_length}: the tower takes at most {sizes.positions} tokens")
-        super().__init__(sizes.joint if dim is None else dim, lr_scale)
-        self.sizes, self.fine_tuned = sizes, stored is not None and not freeze_backbone
+        if self.max_length > sizes.positions:
+            raise ConfigError(f"encoder.text.max_length={self.max_length}: the tower takes at most {sizes.positions} tokens")
+        super().__init__(sizes.joint if self.dim is None else self.dim, self.lr_scale)
+        self.sizes, self.fine_tuned = sizes, stored is not None and not self.freeze_backbone
         self.model, self.projection = text_module(sizes)
         self.joint = Joint(sizes.joint, self.dim)
         self.register_buffer("special_ids", torch.tensor(tokenizer.special_ids))
-        self.frozen = frozen_parts(self.model, freeze_backbone, "batch")
+        self.frozen = frozen_parts(self.model, self.freeze_backbone, "batch")
         if stored is not None:
             fill(self.model, stored.tensors, "text_model.")
             fill(self.projection, stored.tensors, "text_projection.")

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mmexpert.encoders.clip_sizes import NAMES, ImageSizes, TextSizes, known, sizes_of_config, sizes_of_tensors
 from mmexpert.encoders.sources import CONFIG, find_source, missing
+from mmexpert.encoders.torch_file import read_torch
 from mmexpert.types import ConfigError, SourceError
 
 TRANSFORMERS = (CONFIG, ("model.safetensors", "pytorch_model.bin"))
@@ -79,8 +81,9 @@ def stored_clip(name: str, weights: str, backend: str, role: str) -> StoredClip:
         return loaded[str(path), form]
     try:
         clip = _read(path, form)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        why = f"{path} can not be read as {form}'s form of a CLIP ({type(error).__name__}: {str(error).splitlines()[0]})"
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        first = next(iter(str(error).splitlines()), "")
+        why = f"{path} can not be read as {form}'s form of a CLIP ({type(error).__name__}: {first})"
         raise SourceError(missing(weights, key, f"{key}=null, which starts from random weights", why)) from error
     if loaded is not None:
         loaded[str(path), form] = clip
@@ -177,7 +180,9 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         if hashlib.sha256(file.read_bytes()).hexdigest() not in {row.openai_sha256 for row in NAMES.values()}:
             raise ValueError("a TorchScript archive, which is code, and not one of OpenAI's files: store its state_dict() as .safetensors")
         return torch.jit.load(file, map_location="cpu").state_dict()
-    content = torch.load(file, map_location="cpu", weights_only=True)
+    content = read_torch(file)
+    if not isinstance(content, dict):
+        raise ValueError(f"a {type(content).__name__}, expected a dict of tensors")
     return content.get("state_dict", content)
 
 

@@ -4,6 +4,8 @@ Shapes: B pictures, C channels, S x S pixels, L grid cells or patches, D width. 
 """
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +22,27 @@ _INSTEAD = "encoder.image.weights=null, which starts from random weights"
 _WEIGHTS = (("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"),)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class ImageEncoder(Encoder):
     """What image towers share: a grid of tokens (defined by tokens), one linear map without bias for tokens and pooled vector.
 
     side, in_chans: S and C. mean, std: of the pixels that the tower was made for, one or C numbers each; the data set reads them.
     """
 
-    def __init__(self, dim: int, lr_scale: float, side: int, in_chans: int, mean: Any, std: Any) -> None:
-        super().__init__(dim, lr_scale)
-        if in_chans not in (1, 3):
-            raise ConfigError(f"encoder.image.in_chans={in_chans}: 1 (grey) or 3 (RGB)")
-        for name, numbers in (("mean", mean), ("std", std)):
-            if len(numbers) not in (1, in_chans):
-                raise ConfigError(f"encoder.image.{name} holds {len(numbers)} numbers, expected 1 or in_chans={in_chans}")
-        self.side, self.in_chans = side, in_chans
+    dim: int
+    lr_scale: float
+    side: int
+    in_chans: int
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def __post_init__(self) -> None:
+        super().__init__(self.dim, self.lr_scale)
+        if self.in_chans not in (1, 3):
+            raise ConfigError(f"encoder.image.in_chans={self.in_chans}: 1 (grey) or 3 (RGB)")
+        for name, numbers in (("mean", self.mean), ("std", self.std)):
+            if len(numbers) not in (1, self.in_chans):
+                raise ConfigError(f"encoder.image.{name} holds {len(numbers)} numbers, expected 1 or in_chans={self.in_chans}")
         self.frozen: list[nn.Module] = []
 
     def frozen_modules(self) -> list[nn.Module]:
@@ -48,32 +57,26 @@ class ImageEncoder(Encoder):
             raise ConfigError(f"pictures are {tuple(image.shape[2:])}, expected encoder.image.side={self.side} squared")
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class ConvImage(ImageEncoder):
     """3 x 3 convolutions of stride 2 with BatchNorm and ReLU, then a 4 x 4 grid, flattened for the pooled vector.
 
     channels: of each convolution. freeze_backbone, norm: as TimmImage's.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        lr_scale: float,
-        side: int,
-        in_chans: int,
-        mean: Any,
-        std: Any,
-        channels: list[int],
-        freeze_backbone: bool,
-        norm: str,
-    ) -> None:
-        super().__init__(dim, lr_scale, side, in_chans, mean, std)
+    channels: list[int]
+    freeze_backbone: bool
+    norm: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         layers = []
-        for before, after in zip([in_chans, *channels[:-1]], channels, strict=True):
+        for before, after in zip([self.in_chans, *self.channels[:-1]], self.channels, strict=True):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
         self.stack = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4))
-        self.projection = nn.Parameter(torch.empty(16, channels[-1], dim))  # of the flattened grid, by cells
-        nn.init.normal_(self.projection, std=(16 * channels[-1]) ** -0.5)
-        self.frozen = frozen_parts(self.stack, freeze_backbone, norm)
+        self.projection = nn.Parameter(torch.empty(16, self.channels[-1], self.dim))  # of the flattened grid, by cells
+        nn.init.normal_(self.projection, std=(16 * self.channels[-1]) ** -0.5)
+        self.frozen = frozen_parts(self.stack, self.freeze_backbone, self.norm)
 
     def forward(self, image: Tensor) -> Encoding:
         """image [B, C, S, S] -> features [B, D], sequence [B, 16, D] in raster order: each cell's share of the features."""
@@ -82,6 +85,7 @@ class ConvImage(ImageEncoder):
         return Encoding(cells.sum(1), cells)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class TimmImage(ImageEncoder):
     """Any timm model by name.
 
@@ -89,37 +93,30 @@ class TimmImage(ImageEncoder):
     | cls | attention. freeze_backbone: only projection and pooling learn. norm: batch | frozen (BatchNorm keeps its statistics).
     """
 
-    def __init__(
-        self,
-        dim: int,
-        lr_scale: float,
-        side: int,
-        in_chans: int,
-        mean: Any,
-        std: Any,
-        name: str,
-        weights: str | None,
-        pooling: str,
-        freeze_backbone: bool,
-        norm: str,
-    ) -> None:
-        super().__init__(dim, lr_scale, side, in_chans, mean, std)
-        if pooling not in ("own", "mean", "cls", "attention"):
-            raise ConfigError(f"encoder.image.pooling={pooling}: choose own, mean, cls or attention")
-        self.model = timm_model(name, weights, side, in_chans)
+    name: str
+    weights: str | None
+    pooling: str
+    freeze_backbone: bool
+    norm: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pooling not in ("own", "mean", "cls", "attention"):
+            raise ConfigError(f"encoder.image.pooling={self.pooling}: choose own, mean, cls or attention")
+        self.model = timm_model(self.name, self.weights, self.side, self.in_chans)
         self.prefix = getattr(self.model, "num_prefix_tokens", 0)
-        if pooling == "cls" and not self.prefix:
-            raise ConfigError(f"encoder.image.pooling=cls: {name} has no class token; choose own, mean or attention")
-        self.pooling = pooling
-        self.attention = AttentionPool(self.model.num_features, _heads(self.model.num_features)) if pooling == "attention" else None
-        width = self.model.head_hidden_size if pooling == "own" else self.model.num_features
-        self.projection = nn.Linear(width, dim, bias=False)
-        self.gives_tokens = width == self.model.num_features  # the same map serves both
-        self.frozen = frozen_parts(self.model, freeze_backbone, norm)
-        self.fine_tuned = weights is not None and not freeze_backbone
-        if weights is not None:
+        if self.pooling == "cls" and not self.prefix:
+            raise ConfigError(f"encoder.image.pooling=cls: {self.name} has no class token; choose own, mean or attention")
+        grid_width = self.model.num_features
+        self.attention = AttentionPool(grid_width, _heads(grid_width)) if self.pooling == "attention" else None
+        width = self.model.head_hidden_size if self.pooling == "own" else grid_width
+        self.projection = nn.Linear(width, self.dim, bias=False)
+        self.gives_tokens = width == grid_width  # the same map serves both
+        self.frozen = frozen_parts(self.model, self.freeze_backbone, self.norm)
+        self.fine_tuned = self.weights is not None and not self.freeze_backbone
+        if self.weights is not None:
             made_for = self.model.pretrained_cfg
-            warn_of_constants(name, made_for["mean"], made_for["std"], mean, std)
+            warn_of_constants(self.name, made_for["mean"], made_for["std"], self.mean, self.std)
 
     def forward(self, image: Tensor) -> Encoding:
         """image [B, C, S, S] -> features [B, D], sequence [B, L, D] in raster order (None where the model pools into another width)."""

@@ -82,6 +82,7 @@ def hub_answers() -> bool:
     opened: list[bool] = []
 
     def knock() -> None:
+        """Notes whether the connection opens."""
         try:
             socket.create_connection(hub_address(), timeout=_PATIENCE_S).close()
             opened.append(True)

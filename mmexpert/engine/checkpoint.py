@@ -6,7 +6,6 @@ Accelerate's own writes in place, forgets generators and unpickles what it finds
 import logging
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,9 +15,10 @@ from mmexpert.engine import random_state
 from mmexpert.engine import step_folder as disk
 from mmexpert.engine.best import reconcile
 from mmexpert.engine.files import plain
+from mmexpert.engine.keep_settings import KeepSettings
 from mmexpert.engine.progress import Choice, Progress
 from mmexpert.engine.resume_checks import check_identity, group_names, load_module, refuse_nonfinite
-from mmexpert.types import ConfigError, RunFolderError, StorageError
+from mmexpert.types import RunFolderError, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -31,22 +31,6 @@ class RankGroup(Protocol):
 
     def gather_objects(self, thing: Any) -> list[Any]:
         """One entry a rank, on every rank."""
-
-
-@dataclass(frozen=True)
-class KeepSettings:
-    """keep_last: newest checkpoints kept, 1 or more. save_every_minutes, save_every_steps: None = only at epoch ends and stops."""
-
-    keep_last: int
-    save_every_minutes: float | None
-    save_every_steps: int | None
-
-    def __post_init__(self) -> None:
-        if self.keep_last < 1:
-            raise ConfigError(f"trainer.keep_last={self.keep_last}: 1 or more, else nothing is left to resume from")
-        for key in ("save_every_minutes", "save_every_steps"):
-            if (value := getattr(self, key)) is not None and value <= 0:
-                raise ConfigError(f"trainer.{key}={value}: above 0, or null")
 
 
 class Checkpoints:

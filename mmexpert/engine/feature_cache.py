@@ -100,12 +100,14 @@ class FeatureCache:
 
     def _makers(self, galleries: dict[str, RecordDataset], texts: list[str]) -> dict[str, Callable[[Path], None]]:
         def images(folder: Path) -> None:
+            """Features of every gallery's pictures, and whose they are."""
             names = [f"{part}/{record.id}" for part, pictures in galleries.items() for record in pictures.records]
             blocks = (block for pictures in galleries.values() for block in self._picture_blocks(pictures))
             self._encode("image", blocks, len(names), folder / "images.npy")
             (folder / "image_names.json").write_text(json.dumps(names), encoding="utf-8")
 
         def sentences(folder: Path) -> None:
+            """Features of the texts, and the texts."""
             self._encode("text", self._text_blocks(texts), len(texts), folder / "texts.npy")
             (folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
 

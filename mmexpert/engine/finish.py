@@ -59,21 +59,10 @@ def write_results(
     origin: provenance of the numbers. chance_rows: as write_plots has it. seconds: of the whole run, over its resumes. stamped: from
     engine.stamps.
     """
-    stopped = "epochs" if progress.patience_left else "early"
-    key = next(iter(progress.best), None)
     best_epoch, best_value = progress.best_epoch or progress.epoch, progress.best_value
-    chosen = (
-        f"no validation, the last epoch is kept: {best_epoch}" if best_value is None else f"best epoch {best_epoch}: {key} {best_value:.4f}"
-    )
-    ended = "all epochs done" if stopped == "epochs" else "early stopping"
-    log.info("ended after epoch %d, %s; %s", progress.epoch, ended, chosen)
-    metrics: dict[str, Any] = {name: value for name, value in progress.history[best_epoch - 1].items() if name.startswith("valid/")}
-    protocol: dict[str, Any] = {}
-    for part, evaluation in scored.items():
-        metrics = {name: value for name, value in metrics.items() if not name.startswith(f"{part}/")}
-        metrics |= {f"{part}/{name}": value for name, value in evaluation.metrics.items()}
-        protocol[part] = evaluation.protocol | origin
-    metrics |= {"best_epoch": best_epoch, "best_value": best_value, "monitor": key} | stamped
+    metrics = _metrics(progress, scored, best_epoch) | stamped
+    protocol = {part: evaluation.protocol | origin for part, evaluation in scored.items()}
+    log.info("ended after epoch %d, %s", progress.epoch, _ending(progress, best_epoch))
     write_metrics(folder, metrics, protocol)
     shown = scored.get("test") or next(iter(scored.values()), Evaluation({}))
     write_predictions(folder, shown.predictions, shown.tables)
@@ -84,7 +73,7 @@ def write_results(
         {
             "name": config["name"],
             "state": "done",
-            "stopped": stopped,
+            "stopped": "epochs" if progress.patience_left else "early",
             "best_epoch": best_epoch,
             "best": metrics,
             "final": progress.history[-1],
@@ -105,3 +94,20 @@ def write_results(
     for line in lines:
         log.info("%s", line)
     return Finished(metrics, best_value)
+
+
+def _metrics(progress: Progress, scored: dict[str, Evaluation], best_epoch: int) -> dict[str, Any]:
+    """The best epoch's validation figures, each part's own where it was scored again, and which epoch that was."""
+    metrics = {name: value for name, value in progress.history[best_epoch - 1].items() if name.startswith("valid/")}
+    for part, evaluation in scored.items():
+        metrics = {name: value for name, value in metrics.items() if not name.startswith(f"{part}/")}
+        metrics |= {f"{part}/{name}": value for name, value in evaluation.metrics.items()}
+    return metrics | {"best_epoch": best_epoch, "best_value": progress.best_value, "monitor": next(iter(progress.best), None)}
+
+
+def _ending(progress: Progress, best_epoch: int) -> str:
+    """Why training has ended, and which epoch is kept."""
+    ended = "all epochs done" if progress.patience_left else "early stopping"
+    if progress.best_value is None:
+        return f"{ended}; no validation, the last epoch is kept: {best_epoch}"
+    return f"{ended}; best epoch {best_epoch}: {next(iter(progress.best))} {progress.best_value:.4f}"

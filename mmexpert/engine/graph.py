@@ -65,7 +65,7 @@ def export_graph(
     temporary.mkdir(parents=True)
     try:
         _write(tower, inputs, temporary / file.name, form)
-        run = _opened(temporary / file.name, form, tuple(inputs))
+        run = _opened(temporary / file.name, form)
         parity = max(float((run(given) - wanted).abs().max()) for given, wanted in samples)
         if not parity <= PARITY:  # NaN too
             raise MmexpertError(f"{file.name} differs from the model by {parity:.2g}, at most {PARITY:g} is allowed: it is not written")
@@ -103,7 +103,7 @@ def _write(tower: TowerGraph, inputs: dict[str, Tensor], file: Path, form: str) 
         raise ConfigError(f"{file.name}: {type(tower.encoder).__name__} can not be written as format={form}: {first}") from error
 
 
-def _opened(file: Path, form: str, names: tuple[str, ...]) -> Callable[[dict[str, Tensor]], Tensor]:
+def _opened(file: Path, form: str) -> Callable[[dict[str, Tensor]], Tensor]:
     """The written graph as a function of inputs by name: what is compared is the file."""
     if form == "torch":
         module = torch.export.load(file).module()

@@ -148,6 +148,7 @@ def check_shared(folder: Path, ranks: Ranks, seconds: float = 30) -> None:
         return
 
     def write() -> str:
+        """Leaves a file of a name that nobody can guess; returns the name."""
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe-{secrets.token_hex(4)}"
         probe.touch()

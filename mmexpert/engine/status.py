@@ -9,7 +9,7 @@ from typing import Any
 
 from mmexpert.engine.files import plain, strict_json, write_atomic
 from mmexpert.engine.secrets import mask_text
-from mmexpert.types import RunFolderError
+from mmexpert.types import MmexpertError, ProcessError, RunFolderError
 
 ABSENT = "(absent)"
 """Stands in config_difference for a key that one of the two does not have."""
@@ -63,7 +63,7 @@ def trained(folder: Path) -> bool:
 
 
 def note_failure(folder: Path, digest: str, error: Exception) -> None:
-    """status.json of a run that failed before its loop, whatever it was before. digest: its config hash."""
+    """status.json of a run, or a fold of it, that failed outside its loop, whatever it was before. digest: its config hash."""
     status = read_status(folder) or Status("failed", digest)
     status.state, status.exit_code = "failed", getattr(error, "exit_code", 1)
     status.error = told_error(error)
@@ -73,6 +73,18 @@ def note_failure(folder: Path, digest: str, error: Exception) -> None:
 def told_error(error: BaseException) -> dict[str, str]:
     """{type, message} for status.json, without secrets."""
     return {"type": type(error).__name__, "message": mask_text(str(error))[:2000]}
+
+
+def child_error(folder: Path, what: str, code: int, log_file: Path) -> MmexpertError:
+    """The error of a run in a process of its own: the class of its exit code, what its status says, where its log lies.
+
+    code: as subprocess has it, below 0 the number of a signal.
+    """
+    kind = next((kind for kind in MmexpertError.__subclasses__() if kind.exit_code == code), ProcessError)
+    status = read_status(folder)
+    told = (status.error or {}).get("message") if status is not None and status.state == "failed" else None
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+    return kind(f"{what} {how}{': ' + told if told else ''}; see {log_file}")
 
 
 def config_hash(config: dict[str, Any], ignored: Sequence[str]) -> str:

@@ -15,7 +15,8 @@ from accelerate import Accelerator
 from mmexpert.engine.files import csv_text, strict_json, write_atomic
 from mmexpert.engine.secrets import mask_text, masked
 from mmexpert.engine.status import flat
-from mmexpert.engine.tracker_services import SERVICES, Start
+from mmexpert.engine.tracker_base import Start
+from mmexpert.engine.tracker_services import SERVICES
 from mmexpert.types import ConfigError, StorageError
 
 log = logging.getLogger(__name__)

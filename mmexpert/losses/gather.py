@@ -39,12 +39,16 @@ def _all(x: Tensor) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
+    """An all-gather that carries the gradient back."""
+
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        """x [B, ...] -> [N, ...], the ranks' rows in their order."""
         return _all(x.detach())
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
+        """The sum of all ranks' gradients on this rank's rows."""
         total = grad.contiguous().clone()
         dist.all_reduce(total)
         rows = len(total) // processes()

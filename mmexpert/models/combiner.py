@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmexpert.encoders.torch_file import read_torch
 from mmexpert.types import ConfigError, SourceError
 
 
@@ -66,10 +67,9 @@ def load_published(module: nn.Module, path: Path, entry: str, key: str) -> None:
     if not path.is_file():
         raise SourceError(f"{key}={path}: there is no such file; give the path of a published checkpoint, or {key}=null")
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  pickle, zip and key errors alike
-        reason = str(error).strip().splitlines()[0]
-        raise SourceError(f"{key}={path} can not be read as plain tensors ({reason}); expected a torch file, or {key}=null") from error
+        stored = read_torch(path)
+    except ValueError as error:
+        raise SourceError(f"{key}={path} can not be read as plain tensors ({error}); expected a torch file, or {key}=null") from error
     if not isinstance(stored, dict) or not isinstance(stored.get(entry), dict):
         held = ", ".join(map(str, stored)) if isinstance(stored, dict) else type(stored).__name__
         raise ConfigError(f"{key}={path}: expected an entry {entry!r} with a state, the file holds {held or 'nothing'}")

@@ -54,6 +54,7 @@ class _Attended(torch.autograd.Function):
         ctx: torch.autograd.function.FunctionCtx,
         table: Tensor, q_gram: Tensor, t_gram: Tensor, q_mask: Tensor, t_mask: Tensor, temperature: float, directions: str,
     ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+        """As the class says; None for a direction that is not asked for."""
         forth = table.new_empty(table.shape[:3]) if directions != "target" else None
         back = table.new_empty(*table.shape[:2], table.shape[3]) if directions != "query" else None
         for at in _blocks(table):
@@ -70,6 +71,7 @@ class _Attended(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: torch.autograd.function.FunctionCtx, forth: Tensor | None, back: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Gradients of the table and both gram matrices; each block's attention is formed again."""
         table, q_gram, t_gram, q_mask, t_mask = ctx.saved_tensors
         by_table, by_q_gram, by_t_gram = torch.zeros_like(table), torch.zeros_like(q_gram), torch.zeros_like(t_gram)
         for at in _blocks(table):

@@ -66,6 +66,7 @@ class _BestPartner(torch.autograd.Function):
     def forward(
         ctx: torch.autograd.function.FunctionCtx, q: Tensor, t: Tensor, q_counts: Tensor, t_counts: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """q_counts [Bq, W], t_counts [Bt, V] bool: whether a window counts as a partner."""
         pairs, sizes = (len(q), len(t)), (q.shape[1], t.shape[1])
         forth, back = q.new_empty(*pairs, sizes[0]), q.new_empty(*pairs, sizes[1])
         t_best, q_best = torch.empty_like(forth, dtype=torch.int32), torch.empty_like(back, dtype=torch.int32)
@@ -79,6 +80,7 @@ class _BestPartner(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: torch.autograd.function.FunctionCtx, forth: Tensor, back: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of q and t: each goes to the pair of windows that was the maximum."""
         q, t, t_best, q_best = ctx.saved_tensors
         by_q, by_t = torch.empty_like(q), t.new_zeros(len(t) * t.shape[1], t.shape[2])
         for at in _blocks(q, t):

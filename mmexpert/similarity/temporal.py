@@ -78,6 +78,7 @@ class _Aligned(torch.autograd.Function):
         moves: str,
         directions: str,
     ) -> Tensor:
+        """As the class says; q_length [Bq], t_length [Bt] int64, the rest as of TemporalHead."""
         scores = table.new_empty(table.shape[:2])
         gradient = torch.empty_like(table, memory_format=torch.contiguous_format) if ctx.needs_input_grad[0] else None
         rows = block_rows(table.shape[1:], 2 * table.element_size())

@@ -252,6 +252,11 @@ FAULTS = {
     "constants": (lambda root: None, "encoder.image.mean is None", {"normalize": "encoder"}),
     "json": (lambda root: (root / "class_texts.json").write_text('{"fixed": "a",\n "loose" "b"}'), "class_texts.json: .*line 2", {}),
     "empty text": (lambda root: (root / "class_texts.json").write_text('{"fixed": "a", "loose": []}'), "an empty text of 'loose'", {}),
+    "bad quotes": (
+        lambda root: (root / "metadata.csv").write_text('file,label\nfixed/P0_0.png,"fixed" x\n'),
+        "metadata.csv, line 2: .*quote cells",
+        {},
+    ),
     "no utf-8": (lambda root: (root / "metadata.csv").write_bytes(b"file,label\nfixed/P0_0.png,\xe9\n"), "line 2: not UTF-8", {}),
 }
 

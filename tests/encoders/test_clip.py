@@ -1,6 +1,7 @@
 """Both towers of one CLIP: tiny ones made here give the very features of transformers and of open_clip."""
 
 import logging
+import pickle
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def text_tower(tokenizer, weights, **changes):
         "dim": None, "lr_scale": 0.05, "name": "ViT-B/32", "weights": weights if weights is None else str(weights), "backend": "auto",
         "layers": None, "max_length": 20, "freeze_backbone": False,
     }  # fmt: skip
-    return ClipText(tokenizer, **keys | changes).eval()
+    return ClipText(tokenizer=tokenizer, **keys | changes).eval()
 
 
 def tokenizer_of(weights, length=20):
@@ -143,6 +144,22 @@ def test_a_torchscript_archive_that_is_not_openais_is_refused(tmp_path):
         read_tensors(tmp_path / "foreign.pt")
     with pytest.raises(SourceError, match=r"encoder\.image\.weights=.*foreign\.pt.*TorchScript"):
         image_tower(tmp_path / "foreign.pt")
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("cut.safetensors", b"\x40\0\0\0\0\0\0\0{"),
+        ("code.pt", pickle.dumps({"state_dict": print}, protocol=2)),
+        ("cut.pt", pickle.dumps({"w": [1.0]}, protocol=2)[:9]),
+        ("empty.pt", b""),
+    ],
+    ids=["cut.safetensors", "code.pt", "cut.pt", "empty.pt"],
+)
+def test_a_weight_file_that_is_damaged_or_holds_code_is_a_source_error_that_names_it(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SourceError, match=f"{name} can not be read as open_clip's form of a CLIP"):
+        image_tower(tmp_path / name)
 
 
 def test_two_towers_of_one_source_read_it_once_and_nothing_is_kept(clip_folder, tokenizer, monkeypatch):

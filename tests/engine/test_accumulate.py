@@ -1,15 +1,14 @@
 """Large batches in pieces: micro-batches and processes against one graph of all rows, in float64, with dropout and ragged tokens."""
 
 import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from rank_processes import end_rank, run_ranks, this_rank
 from torch import distributed as dist
 from torch import nn
+from toy_towers import D, Model, combined
 
 from mmexpert.engine.accumulate import accumulation
 from mmexpert.engine.objective import Objective
@@ -18,14 +17,9 @@ from mmexpert.losses.clip import ClipLoss
 from mmexpert.losses.siglip import SigLipLoss
 from mmexpert.losses.superclip import SuperClipLoss
 from mmexpert.losses.tiling import Tiling
-from mmexpert.similarity.attention import AttentionHead
-from mmexpert.similarity.combined import Combined
-from mmexpert.similarity.local import WindowHead
-from mmexpert.similarity.temporal import TemporalHead
 from mmexpert.types import ConfigError, Encoding, Pair
 
-ROOT = Path(__file__).resolve().parents[2]
-B, D, PARTS = 4, 6, 4  # rows of a micro-batch, width, micro-batches in all: PARTS / N of each process
+B, PARTS = 4, 4  # rows of a micro-batch, micro-batches in all: PARTS / N of each process
 CASES = {  # loss, tiling, sequence term
     "clip": ("clip", Tiling(), False),
     "clip store": ("clip", Tiling("store"), False),
@@ -48,52 +42,11 @@ LOSSES = {
 }
 
 
-class Tower(nn.Module):
-    """A linear map of given tokens with dropout; features are their mean."""
-
-    lr_scale = 1.0
-
-    def __init__(self):
-        super().__init__()
-        self.drop, self.map = nn.Dropout(0.3), nn.Linear(D, D)
-
-    def forward(self, side):
-        tokens = self.map(self.drop(side["tokens"])) * side["mask"][..., None]
-        return Encoding(tokens.sum(1) / side["mask"].sum(1, keepdim=True), tokens, side["mask"])
-
-    def frozen_modules(self):
-        return []
-
-
-class Model(nn.Module):
-    """Two towers, and a class head where asked for."""
-
-    query, target = "radar", "text"
-
-    def __init__(self, head):
-        super().__init__()
-        self.encoders = nn.ModuleDict({"radar": Tower(), "text": Tower()})
-        self.head = nn.Linear(D, 3) if head else None
-
-    def forward(self, batch):
-        query, target = self.encoders["radar"](batch["radar"]), self.encoders["text"](batch["text"])
-        return Pair(query, target, self.head(query.features) if self.head is not None else None)
-
-    def clamp_(self):
-        """Nothing to clamp."""
-
-
-def combined():
-    heads = WindowHead(4, 2, 3, 1), AttentionHead(0.1, "both"), TemporalHead("monotone", 0.1, "free", "both")
-    weights = {"global": 1.0, "local": 0.5, "attention": 0.3, "temporal": 0.2}
-    return Combined(*heads, weights, True, D, True, 0, 2**26)
-
-
 def objective(case):
     torch.manual_seed(0)
     loss, tiling, sequence = CASES[case]
     similarity, sequence_loss = (combined(), LOSSES[loss]()) if sequence else (None, None)
-    built = Objective(Model(loss == "superclip"), LOSSES[loss](), similarity, sequence_loss, 0.5, 0.0).double()
+    built = Objective(Model(0.3, loss == "superclip"), LOSSES[loss](), similarity, sequence_loss, 0.5, 0.0).double()
     built.loss.tile(tiling)
     return built
 
@@ -172,9 +125,8 @@ def test_micro_batches_give_every_gradient_of_the_undivided_batch_with_dropout(c
     check(in_pieces(case, 1, 0), undivided(case, 1))
 
 
-def worker(rank, processes, port, folder):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-    os.environ |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+def worker(rank, processes, folder):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     found = {}
     for case in CASES:
         found[case] = in_pieces(case, processes, rank)
@@ -184,23 +136,13 @@ def worker(rank, processes, port, folder):
             found[case][name] = mean / processes
     if rank == 0:
         torch.save(found, folder / "found.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stderr.flush()
-    os._exit(0)  # gloo's threads abort now and then when the interpreter takes itself apart
+    end_rank()
 
 
 @pytest.fixture(scope="module", params=[2, 4])
 def ranks(request, tmp_path_factory):
     folder, processes = tmp_path_factory.mktemp("ranks"), request.param
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    commands = [[sys.executable, __file__, str(rank), str(processes), str(port), str(folder)] for rank in range(processes)]
-    running = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for command in commands]
-    errors = [process.communicate(timeout=120)[1] for process in running]
-    assert [process.returncode for process in running] == [0] * processes, "\n".join(errors)[-3000:]
+    run_ranks(__file__, processes, folder)
     return processes, torch.load(folder / "found.pt", weights_only=True)
 
 
@@ -262,4 +204,4 @@ def test_a_scaled_loss_scales_every_gradient_once(monkeypatch):
 
 
 if __name__ == "__main__":
-    worker(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
+    worker(*this_rank())

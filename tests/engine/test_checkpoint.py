@@ -18,7 +18,8 @@ from torch import nn
 from mmexpert.engine import best as best_module
 from mmexpert.engine import random_state
 from mmexpert.engine import step_folder as disk
-from mmexpert.engine.checkpoint import Checkpoints, KeepSettings
+from mmexpert.engine.checkpoint import Checkpoints
+from mmexpert.engine.keep_settings import KeepSettings
 from mmexpert.engine.progress import Choice, Progress
 from mmexpert.types import ConfigError, NonFiniteError, RunFolderError, StorageError
 

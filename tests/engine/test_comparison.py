@@ -1,18 +1,16 @@
 """Two runs are compared on the same folds only, by the published formulas, and are never called equal."""
 
-import functools
 import json
 import math
 
 import numpy as np
 import pytest
+from fold_settings import group_settings
 from scipy.stats import t
-from sklearn.model_selection import GroupKFold
 
 from mmexpert.data.records import Record, RecordDataset
 from mmexpert.engine.comparison import compare_runs, comparison_table
 from mmexpert.engine.files import csv_text
-from mmexpert.engine.folds import CvSettings
 from mmexpert.engine.folds_file import settle_folds
 from mmexpert.engine.status import Status, write_status
 from mmexpert.types import ClassTable, ConfigError, RunFolderError
@@ -30,27 +28,7 @@ def finished(folder, wrong=(), seed=0, rows=2, selection="last", classes=True, s
     """A run of five finished folds in which all rows but those of the groups in wrong are predicted rightly."""
     folder.mkdir()
     data = dataset(rows=rows)
-    settings = CvSettings(
-        "group",
-        functools.partial(GroupKFold, shuffle=True),
-        5,
-        1,
-        seed,
-        0.0,
-        selection,
-        None,
-        None,
-        "error",
-        False,
-        None,
-        "groups",
-        50,
-        None,
-        1,
-        False,
-        None,
-        None,
-    )
+    settings = group_settings(seed=seed, selection=selection)
     content = {"config": {"cv": {"selection": selection, "headline": None}, "trainer": {"monitor": "valid/acc"}}}
     (folder / "config.json").write_text(json.dumps(content))
     label_of = {record.id: record.label for record in data.records}

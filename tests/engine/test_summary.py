@@ -1,34 +1,23 @@
 """The summary over folds holds each test row once, the mean of the folds, intervals as published, and says what is missing."""
 
 import csv
-import functools
 import json
 import shutil
 import statistics
 
 import numpy as np
 import pytest
+from fold_settings import group_settings
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
-from sklearn.model_selection import GroupKFold
 
 from mmexpert.data.records import Record, RecordDataset
 from mmexpert.engine.files import csv_text
-from mmexpert.engine.folds import CvSettings
 from mmexpert.engine.folds_file import settle_folds
 from mmexpert.engine.status import Status, write_status
 from mmexpert.engine.summary import aggregate, summary_table
 from mmexpert.types import ClassTable, RunFolderError
 
 ACC = [0.8, 0.9, 0.7, 0.85, 0.95]
-
-
-def settings(**changed):
-    plain = {
-        "method": "group", "splitter": functools.partial(GroupKFold, shuffle=True), "n_splits": 5, "n_repeats": 1, "seed": 0, "inner_val": 0.0,
-        "selection": "last", "fold": None, "fractions": None, "small_classes": "error", "same_init": False, "headline": None,
-        "over": "groups", "max_folds": 50, "file": None, "workers": 1, "refit": False, "inner_splits": None, "grid": None,
-    }  # fmt: skip
-    return CvSettings(**plain | changed)
 
 
 def dataset(names, groups=20, own_test=0):
@@ -70,7 +59,7 @@ def config(folder, **cv):
 def finished(folder, names=("up", "down"), **changed):
     """A folder with five finished folds."""
     rows, draws = dataset(names), np.random.default_rng(0)
-    folds = settle_folds(folder, rows, settings(**changed))
+    folds = settle_folds(folder, rows, group_settings(**changed))
     config(folder, selection=changed.get("selection", "last"))
     (folder / "environment.json").write_text(json.dumps({"command": "x", "host": "h", "versions": {"torch": "2"}, "processes": 1}))
     for fold, acc in zip(folds, ACC * 2, strict=False):
@@ -170,7 +159,7 @@ def test_missing_folds_are_named_and_the_rest_is_summarised(tmp_path):
 
 
 def test_no_finished_fold_is_a_summary_without_figures(tmp_path):
-    settle_folds(tmp_path, dataset(("up", "down")), settings())
+    settle_folds(tmp_path, dataset(("up", "down")), group_settings())
     config(tmp_path)
     summary = aggregate(tmp_path)
     assert summary["state"] == "partial" and summary["metrics"] == {} and not (tmp_path / "oof_predictions.csv").exists()
@@ -257,7 +246,7 @@ def test_choosing_on_the_reported_folds_is_stamped_optimistic(tmp_path):
 
 def test_retrieval_folds_have_intervals_of_their_recalls_and_the_monitors_metric_as_headline(tmp_path):
     rows = dataset(())
-    folds = settle_folds(tmp_path, rows, settings())
+    folds = settle_folds(tmp_path, rows, group_settings())
     config(tmp_path)
     protocol = {"k": [1, 5], "chance": {"radar_to_text_R@1": 12.5}}
     for fold in folds:
@@ -296,7 +285,7 @@ def test_the_named_headline_is_taken_and_an_unknown_one_is_warned_of(tmp_path):
 
 
 def test_an_own_test_part_and_rows_left_out_are_told(tmp_path):
-    settle_folds(tmp_path, dataset(("up", "down"), own_test=3), settings())
+    settle_folds(tmp_path, dataset(("up", "down"), own_test=3), group_settings())
     config(tmp_path)
     stored = json.loads((tmp_path / "folds_info.json").read_text())
     (tmp_path / "folds_info.json").write_text(json.dumps(stored | {"left_out": ["x", "y"]}))
@@ -319,7 +308,7 @@ def test_the_table_has_a_line_per_metric_with_chance_and_then_the_warnings(tmp_p
 def test_a_folder_without_folds_is_refused(tmp_path):
     with pytest.raises(RunFolderError, match="folds_info.json can not be read"):
         aggregate(tmp_path)
-    none = settings(method="none", splitter=None, n_splits=1, fractions=[0.7, 0.15, 0.15], selection="last")
+    none = group_settings(method="none", splitter=None, n_splits=1, fractions=[0.7, 0.15, 0.15], selection="last")
     settle_folds(tmp_path, dataset(("up", "down")), none)
     with pytest.raises(RunFolderError, match="a run without folds"):
         aggregate(tmp_path)

@@ -1,14 +1,9 @@
 """What is collected: every sample once, in the order of ids, in fp32, the same from one process and from two; losses over it."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from evaluator_toys import ACCELERATOR, ToyLoaders, ToyModel, ToyRecord, classes_of, plain_records, table, toy_objective
+from rank_processes import end_rank, run_ranks, this_rank
 from torch import distributed as dist
 from torch.nn import functional as F
 
@@ -16,8 +11,6 @@ from mmexpert.evaluators.base import collect, part_losses
 from mmexpert.evaluators.classification import ClassificationEvaluator
 from mmexpert.evaluators.retrieval import RetrievalEvaluator
 from mmexpert.types import DataError
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def similarity(query, target):
@@ -46,24 +39,14 @@ def everything(processes=1, rank=0):
     return found | {f"classes/{name}": value for name, value in evaluation.metrics.items()}
 
 
-def worker(rank, port, out):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def worker(rank, processes, out):
+    dist.init_process_group("gloo", rank=rank, world_size=processes)
     torch.save(everything(2, rank), f"{out}.{rank}")
-    dist.barrier()
-    dist.destroy_process_group()
-    os._exit(0)  # gloo's threads abort now and then when the interpreter takes itself apart
+    end_rank()
 
 
 def test_two_processes_give_exactly_the_metrics_and_losses_of_one(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, __file__, str(port), str(tmp_path / "out")]
-    running = [subprocess.Popen([*command, str(rank)], env=environment, stderr=subprocess.PIPE, text=True) for rank in range(2)]
-    errors = [process.communicate(timeout=120)[1] for process in running]
-    assert [process.returncode for process in running] == [0, 0], "\n".join(errors)[-3000:]
+    run_ranks(__file__, 2, tmp_path / "out")
     expected = everything()
     assert len(expected) > 100 and "classes/probe_acc" in expected and "retrieval/hard_side" in expected
     for rank in range(2):
@@ -176,4 +159,4 @@ def test_a_part_holds_its_own_rows_only(part):
 
 
 if __name__ == "__main__":
-    worker(int(sys.argv[3]), int(sys.argv[1]), sys.argv[2])
+    worker(*this_rank())

@@ -1,13 +1,8 @@
 """Two processes of batch B are one process of batch 2 B: value and every gradient, in float64, under DDP."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from rank_processes import end_rank, run_ranks, this_rank
 from torch import distributed as dist
 from torch import nn
 
@@ -19,7 +14,6 @@ from mmexpert.models.combiner import GatedCombiner
 from mmexpert.models.composed import Composed
 from mmexpert.types import Encoding, Pair
 
-ROOT = Path(__file__).resolve().parents[2]
 B, PROCESSES = 5, 2
 LOSSES = {
     "clip": lambda: ClipLoss(0.07, True, "out", "both"),
@@ -128,10 +122,9 @@ def numbers(module, loss):
     return {"loss": loss.detach()} | {name: p.grad for name, p in module.named_parameters() if p.requires_grad}
 
 
-def worker(rank, port, folder):
+def worker(rank, processes, folder):
     """One of two processes: the losses and what DDP leaves in the gradients, saved by rank 0."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=PROCESSES)
+    dist.init_process_group("gloo", rank=rank, world_size=processes)
     found = {f"{name}/{further}": trained(Toy(name), share(whole_batch(further), rank)) for name in LOSSES for further in (False, True)}
     rows = slice(rank * B, (rank + 1) * B)
     found |= {name: trained(ComposedToy(name), {role: x[rows] for role, x in triplets().items()}) for name in COMPOSED}
@@ -143,10 +136,7 @@ def worker(rank, port, folder):
 
 def leave():
     """Ends the process once all ranks are here, without taking the interpreter apart: gloo's threads abort there now and then."""
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stderr.flush()
-    os._exit(0)
+    end_rank()
 
 
 def trained(module, batch):
@@ -171,14 +161,7 @@ def refused(rank):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gather")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, __file__, str(port), str(folder)]
-    running = [subprocess.Popen([*command, str(rank)], env=environment, stderr=subprocess.PIPE, text=True) for rank in range(PROCESSES)]
-    errors = [process.communicate(timeout=120)[1] for process in running]
-    assert [process.returncode for process in running] == [0, 0], "\n".join(errors)[-3000:]
+    run_ranks(__file__, PROCESSES, folder)
     return torch.load(folder / "found.pt", weights_only=True)
 
 
@@ -220,4 +203,4 @@ def test_one_process_calls_no_collective(monkeypatch):
 
 
 if __name__ == "__main__":
-    worker(int(sys.argv[3]), int(sys.argv[1]), Path(sys.argv[2]))
+    worker(*this_rank())

@@ -99,3 +99,20 @@ def test_a_file_without_the_entry_or_with_code_or_absent_is_refused(tmp_path):
     torch.save({"Combiner": small()}, path)  # a pickled module: code
     with pytest.raises(SourceError, match="can not be read as plain tensors"):
         small(str(path))
+
+
+def test_a_published_file_that_is_damaged_anywhere_is_a_source_error(tmp_path):
+    path, rng = tmp_path / "combiner.pt", np.random.default_rng(0)
+    for zipped in (True, False):  # torch's format, and the one before 1.6
+        torch.save({"Combiner": small().state_dict()}, path, _use_new_zipfile_serialization=zipped)
+        whole, refused = np.fromfile(path, np.uint8), 0
+        for turn in range(60):
+            damaged = whole[: rng.integers(len(whole))] if turn % 2 else whole.copy()
+            if len(damaged):
+                damaged[rng.integers(len(damaged))] ^= 1 << rng.integers(8)
+            damaged.tofile(path)
+            try:
+                small(str(path))
+            except (SourceError, ConfigError) as error:
+                refused += "combiner.weights" in str(error)
+        assert refused >= 30  # all that are cut, at least; a bit of a weight may turn unseen

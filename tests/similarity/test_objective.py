@@ -1,74 +1,26 @@
 """The sequence term in the objective: its own scale, unweighted log, ramp, errors; and two processes of B as one of 2 B."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from rank_processes import end_rank, run_ranks, this_rank
 from torch import distributed as dist
 from torch import nn
+from toy_towers import D, Model, combined
 
 from mmexpert.engine.objective import Objective
 from mmexpert.engine.optim import parameter_groups
 from mmexpert.losses.clip import ClipLoss
 from mmexpert.losses.siglip import SigLipLoss
 from mmexpert.losses.superclip import SuperClipLoss
-from mmexpert.similarity.attention import AttentionHead
-from mmexpert.similarity.combined import Combined
 from mmexpert.similarity.global_ import Global
-from mmexpert.similarity.local import WindowHead
-from mmexpert.similarity.temporal import TemporalHead
 from mmexpert.types import ConfigError, Encoding, Pair
 
-ROOT = Path(__file__).resolve().parents[2]
-B, PROCESSES, D = 4, 2, 6
+B, PROCESSES = 4, 2
 LOSSES = {
     "clip": lambda: ClipLoss(0.07, True, "out", "both"),
     "siglip": lambda: SigLipLoss(0.1, True, -2.0, 1.0),
     "superclip": lambda: SuperClipLoss(0.07, True, "out", "both", 1.0, 0.0, 0.0, 0.0),
 }
-
-
-class Tower(nn.Module):
-    """A linear map of given tokens; features are their mean."""
-
-    lr_scale = 1.0
-
-    def __init__(self):
-        super().__init__()
-        self.map = nn.Linear(D, D)
-
-    def forward(self, side):
-        tokens = self.map(side["tokens"]) * side["mask"][..., None]
-        return Encoding(tokens.sum(1) / side["mask"].sum(1, keepdim=True), tokens, side["mask"])
-
-    def frozen_modules(self):
-        return []
-
-
-class Model(nn.Module):
-    """Two towers and no head."""
-
-    query, target, head = "radar", "text", None
-
-    def __init__(self):
-        super().__init__()
-        self.encoders = nn.ModuleDict({"radar": Tower(), "text": Tower()})
-
-    def forward(self, batch):
-        return Pair(self.encoders["radar"](batch["radar"]), self.encoders["text"](batch["text"]))
-
-    def clamp_(self):
-        """Nothing to clamp."""
-
-
-def combined():
-    heads = WindowHead(4, 2, 3, 1), AttentionHead(0.1, "both"), TemporalHead("monotone", 0.1, "free", "both")
-    weights = {"global": 1.0, "local": 0.5, "attention": 0.3, "temporal": 0.2}
-    return Combined(*heads, weights, True, D, True, 0, 2**26)
 
 
 def objective(loss="clip", similarity=combined, weight=0.5, ramp=0.0):
@@ -111,9 +63,8 @@ def numbers(module, losses):
     }
 
 
-def worker(rank, port, folder):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=PROCESSES)
+def worker(rank, processes, folder):
+    dist.init_process_group("gloo", rank=rank, world_size=processes)
     found = {}
     for name in LOSSES:
         module = objective(name)
@@ -127,23 +78,13 @@ def worker(rank, port, folder):
         found[name] = shown
     if rank == 0:
         torch.save(found, folder / "found.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stderr.flush()
-    os._exit(0)  # gloo's threads abort now and then when the interpreter takes itself apart
+    end_rank()
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, __file__, str(port), str(folder)]
-    running = [subprocess.Popen([*command, str(rank)], env=environment, stderr=subprocess.PIPE, text=True) for rank in range(PROCESSES)]
-    errors = [process.communicate(timeout=120)[1] for process in running]
-    assert [process.returncode for process in running] == [0, 0], "\n".join(errors)[-3000:]
+    run_ranks(__file__, PROCESSES, folder)
     return torch.load(folder / "found.pt", weights_only=True)
 
 
@@ -225,4 +166,4 @@ def test_a_similarity_and_its_loss_come_together():
 
 
 if __name__ == "__main__":
-    worker(int(sys.argv[3]), int(sys.argv[1]), Path(sys.argv[2]))
+    worker(*this_rank())

@@ -109,7 +109,7 @@ class GpuQueue(BasicLauncher):
         return False
 
     def _take_end(self, job: Any, planned: Planned) -> None:
-        from mmexpert.sweep_jobs import child_error
+        from mmexpert.engine.status import child_error
         from mmexpert.train import stored_value
 
         if job.code == 0:
