@@ -2,10 +2,10 @@
 
 run: a run folder or one of its folds. split: train, valid or test (the default) of the run's own folds. checkpoint: best, last, or a
 folder's name below checkpoints/. Other overrides change the stored configuration: `evaluator.k=[1,5]` a value, `evaluator=retrieval` a
-node. Writes RUN/evaluate/SPLIT/.
+node. Writes RUN/evaluate/SPLIT/, with the overrides in its name where there are any (`test,evaluator.combine=image`).
 
 With dataset.root=DIR (or another key of the data set) other data of the same classes is predicted by the mean probability of the fold
-models: all its rows, or those of split. Writes RUN/evaluate/other_DIR/.
+models: all its rows, or those of split. Writes RUN/evaluate/other_DIR/, further overrides in its name.
 
 `python -m mmexpert.evaluate features=FILE.npz evaluator.protocol=fashioniq|cirr [evaluator.combine=sum|normalised_sum|text|image] [name=]`:
 scores features that another program has made (composed retrieval). Writes outputs/evaluate/NAME/metrics.json.
@@ -20,9 +20,9 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mmexpert.command_line import composed, groups, launch, trust_list
+from mmexpert.command_line import composed, groups, launch, run_folder, trust_list
 from mmexpert.config import suggest
-from mmexpert.own_keys import own_and_overrides, shown_help
+from mmexpert.own_keys import Own, own_and_overrides, shown_help
 from mmexpert.types import ConfigError, RunFolderError
 
 OWN_KEYS = {"run": None, "features": None, "split": None, "checkpoint": "best"}
@@ -42,18 +42,32 @@ def application() -> None:
         return
     if own["run"] is None:
         raise ConfigError("run=RUN is needed: a run folder such as outputs/radar/default")
+    if any(override.startswith("name=") for override in overrides):
+        raise ConfigError("name= goes with features=; the result of a run lies in RUN/evaluate, named by split and overrides")
     folder = Path(own["run"])
     stored = stored_run(folder)
     plain = overridden(stored, overrides)
     if own["checkpoint"] == "best" and any(re.match(r"dataset[.=]", override) for override in overrides):
         from mmexpert.other_films import evaluate_other
 
-        if evaluate_other(plain, folder, own["split"], tuple(trust_list)) is not None:
+        root = str(plain["dataset"].get("root", plain["dataset"]["_target_"]))
+        rest = [override for override in overrides if not override.startswith("dataset.root=")]
+        name = result_name(f"other_{Path(root).name}", own | {"checkpoint": "best"}, rest)
+        if evaluate_other(plain, folder, own["split"], tuple(trust_list), name) is not None:
             return
     from mmexpert.scoring import evaluate_run
 
     configs = {path.parent.name: overridden(stored_run(path.parent), overrides) for path in folder.glob("fold_*/config.json")}
-    evaluate_run(plain, folder, own["split"] or "test", own["checkpoint"], tuple(trust_list), configs)
+    split = own["split"] or "test"
+    name = result_name(split, own | {"split": None}, overrides)
+    evaluate_run(plain, folder, split, own["checkpoint"], tuple(trust_list), configs, name)
+
+
+def result_name(start: str, own: Own, overrides: list[str]) -> str:
+    """Folder below RUN/evaluate: one for each thing that can change the figures, so that no result takes another's place."""
+    changed = [f"{key}={own[key]}" for key in ("split", "checkpoint") if own[key] != OWN_KEYS[key]]
+    named = run_folder([*changed, *overrides])
+    return start if named == "default" else f"{start},{named}"
 
 
 def stored_run(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`mmexpert.evaluate run=RUN dataset.root=DIR`: a run's models on other data of the same classes, by their mean probability."""
 
 import copy
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,13 +25,15 @@ from mmexpert.types import ConfigError, DataError, RunFolderError
 
 log = logging.getLogger(__name__)
 Config = dict[str, Any]
+METRICS = "metrics.json"
 
 
-def evaluate_other(cfg: Config, folder: Path, split: str | None, trust: Sequence[str]) -> dict[str, Any] | None:
-    """Scores a run's finished folds (or its one model) on other data; writes RUN/evaluate/other_NAME/ and returns metrics.json.
+def evaluate_other(cfg: Config, folder: Path, split: str | None, trust: Sequence[str], name: str) -> dict[str, Any] | None:
+    """Scores a run's finished folds (or its one model) on other data; writes RUN/evaluate/NAME/ and returns metrics.json.
 
     split: rows of that part of the other data alone; None = all. None is returned where the rows are those of the run itself. Raises
-    DataError for a class that the run does not know. None also for a run without classes.
+    DataError for a class that the run does not know, RunFolderError where NAME holds the result of other rows. None also for a run
+    without classes.
     """
     run = folder if (folder / FILE).exists() else folder.parent
     info = read_folds_info(run / FILE)
@@ -38,8 +41,12 @@ def evaluate_other(cfg: Config, folder: Path, split: str | None, trust: Sequence
     if not names:  # ranks of several models have no mean
         return None
     dataset = merge_classes(build.build_dataset(_with_order(cfg, names, info.get("merged", ())), trust), info.get("merged", ()))
-    if rows_fingerprint(dataset.records) == info["dataset"]["rows_fingerprint"]:
+    rows_there = rows_fingerprint(dataset.records)
+    if rows_there == info["dataset"]["rows_fingerprint"]:
         return None
+    out = folder / "evaluate" / name
+    if (out / METRICS).exists() and json.loads((out / METRICS).read_text(encoding="utf-8"))["protocol"]["rows_fingerprint"] != rows_there:
+        raise RunFolderError(f"{out} holds the result of other rows under the same name: move it away")
     _check(cfg, dataset, names)
     wanted = [i for i, record in enumerate(dataset.records) if split is None or record.split == split]
     if not wanted:
@@ -53,9 +60,10 @@ def evaluate_other(cfg: Config, folder: Path, split: str | None, trust: Sequence
     by = f"mean probability of {len(models)} models" if len(models) > 1 else "one model"
     counts = {"rows": len(rows), "groups": found["groups"], "n_classes_used": content["n_classes_used"]}
     protocol = {"part": "other", "dataset": dataset.name, "by": by, "models": [path.name for path in models], "split": split} | counts
+    protocol["rows_fingerprint"] = rows_there
     content |= {"ci95_bootstrap": found["ci95_bootstrap"], "protocol": protocol | {"chance": found["chance"]}}
     content |= stamps(dataset, cfg["cv"]["selection"])
-    _write(folder / "evaluate" / f"other_{Path(str(cfg['dataset'].get('root', dataset.name))).name}", content, rows, names)
+    _write(out, content, rows, names)
     return content
 
 
@@ -119,7 +127,7 @@ def _rows(cfg: Config, folder: Path, dataset: RecordDataset, wanted: list[int], 
 
 def _write(out: Path, content: dict[str, Any], rows: list[dict[str, str]], names: Sequence[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "metrics.json", strict_json(content, indent=1))
+    write_atomic(out / METRICS, strict_json(content, indent=1))
     write_atomic(out / "predictions.csv", rows_text(rows))
     for name, table in tables(rows, names).items():
         write_atomic(out / f"{name}.csv", csv_text(table))

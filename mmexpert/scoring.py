@@ -26,9 +26,9 @@ Config = dict[str, Any]
 
 
 def evaluate_run(
-    cfg: Config, folder: Path, split: str, checkpoint: str, trust: Sequence[str], configs: dict[str, Config]
+    cfg: Config, folder: Path, split: str, checkpoint: str, trust: Sequence[str], configs: dict[str, Config], name: str
 ) -> dict[str, dict[str, Any]]:
-    """Scores the split of a run, or of each of its folds; writes RUN/evaluate/SPLIT/ and returns the metrics by folder name.
+    """Scores the split of a run, or of each of its folds; writes RUN/evaluate/NAME/ and returns the metrics by folder name.
 
     configs: of each fold that has one of its own (cv=nested), by folder name.
     """
@@ -43,12 +43,12 @@ def evaluate_run(
         number = int(path.name.rpartition("_")[2]) if path.name.startswith("fold_") else 0
         if number not in everything:
             raise RunFolderError(f"{path}: the stored folds have no number {number}")
-        found[path.name] = score_fold(configs.get(path.name, cfg), path, everything[number], dataset, split, checkpoint, trust)
+        found[path.name] = score_fold(configs.get(path.name, cfg), path, everything[number], dataset, split, checkpoint, trust, name)
     return found
 
 
 def score_fold(
-    cfg: Config, folder: Path, fold: Fold, dataset: RecordDataset, split: str, checkpoint: str, trust: Sequence[str]
+    cfg: Config, folder: Path, fold: Fold, dataset: RecordDataset, split: str, checkpoint: str, trust: Sequence[str], name: str
 ) -> dict[str, Any]:
     """Metrics of one fold's weights on a part."""
     status = read_status(folder)
@@ -90,7 +90,7 @@ def score_fold(
     loaders = build.build_loaders(cfg, dataset, parts, tokenizer, cfg["seed"], place)
     evaluation = build.build_evaluator(cfg, trust)(objective, loaders, accelerator, split)
     if accelerator.is_main_process:
-        out = folder / "evaluate" / split
+        out = folder / "evaluate" / name
         out.mkdir(parents=True, exist_ok=True)
         content = (
             evaluation.metrics

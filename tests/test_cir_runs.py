@@ -1,6 +1,7 @@
 """Both stages of composed retrieval end to end on 300 triplets: towers, then the Combiner on their cached features, then its use."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -100,14 +101,27 @@ def test_the_loaded_model_composes_pictures_and_texts_as_the_evaluator_does(stag
         model.compose([picture, picture], "is red")
 
 
+def test_results_under_other_settings_lie_beside_each_other(stage_1, monkeypatch):
+    from mmexpert import evaluate
+
+    for combine in ("image", "text"):
+        monkeypatch.setattr(sys, "argv", ["evaluate", f"run={stage_1}", f"evaluator.combine={combine}", "split=valid"])
+        evaluate.application()
+    stored = [json.loads((stage_1 / "evaluate" / f"valid,evaluator.combine={c}" / "metrics.json").read_text()) for c in ("image", "text")]
+    assert [content["protocol"]["combiner"] for content in stored] == ["image", "text"]
+    monkeypatch.setattr(sys, "argv", ["evaluate", f"run={stage_1}", "name=mine"])
+    with pytest.raises(ConfigError, match="name= goes with features="):
+        evaluate.application()
+
+
 def test_evaluate_scores_the_same_towers_without_the_combiner(stage_1, stage_2):
     from mmexpert.evaluate import overridden, stored_run
     from mmexpert.scoring import evaluate_run
 
-    again = next(iter(evaluate_run(stored_run(stage_2), stage_2, "test", "best", (), {}).values()))
+    again = next(iter(evaluate_run(stored_run(stage_2), stage_2, "test", "best", (), {}, "test").values()))
     assert again["R@1"] == metrics(stage_2)["test/R@1"]
     plain = overridden(stored_run(stage_2), ["combiner=sum"])
-    alone = next(iter(evaluate_run(plain, stage_2, "test", "best", (), {}).values()))
+    alone = next(iter(evaluate_run(plain, stage_2, "test", "best", (), {}, "sum").values()))
     for name in ("R@1", "R@10", "Rs@2"):
         assert alone[name] == metrics(stage_1)[f"test/{name}"]  # stage 1 is the sum over these very towers
 
@@ -151,6 +165,6 @@ def test_constant_features_find_nothing_and_one_picture_is_everybodys_first(stag
     flat = lambda rows: torch.ones(rows, 128)  # noqa: E731
     monkeypatch.setattr(Composed, "encode_gallery", lambda self, batch: flat(len(batch["image"])))
     monkeypatch.setattr(Composed, "compose", lambda self, reference, text: flat(len(reference)))
-    found = next(iter(evaluate_run(stored_run(stage_2), stage_2, "valid", "best", (), {}).values()))
+    found = next(iter(evaluate_run(stored_run(stage_2), stage_2, "valid", "best", (), {}, "valid").values()))
     assert found["R@1"] == 0 and found["Rs@3"] == 0
     assert found["hub_share"] == 1

@@ -25,7 +25,7 @@ from mmexpert.command_line import composed
 from mmexpert.config import NOT_HASHED, check
 from mmexpert.engine.status import Status, config_hash, read_status, write_status
 from mmexpert.nested import _failure_told
-from mmexpert.types import ConfigError, DataError
+from mmexpert.types import ConfigError, DataError, RunFolderError
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ("left", "right")
@@ -179,6 +179,10 @@ def test_other_films_are_predicted_by_the_mean_probability_of_the_fold_models(re
         assert float(row["p_left"]) == pytest.approx((float(a["p_left"]) + float(b["p_left"])) / 2, rel=1e-12)
     assert metrics["acc"] == np.mean([row["label"] == row["predicted"] for row in rows])
     assert (out / "confusion.csv").exists() and "ids of the run's own data" not in caplog.text
+    another = write_films(tmp_path / "elsewhere" / "other", 9, 2)
+    with pytest.raises(RunFolderError, match="holds the result of other rows under the same name"):
+        evaluate(monkeypatch, f"run={refitted}", f"dataset.root={another}")
+    assert table(out / "predictions.csv") == rows
 
 
 def test_the_fold_models_alone_give_what_the_run_reported_and_known_films_are_warned_of(refitted, films, tmp_path, monkeypatch, caplog):
@@ -186,7 +190,7 @@ def test_the_fold_models_alone_give_what_the_run_reported_and_known_films_are_wa
     lines = (films / "metadata.csv").read_text().splitlines(keepends=True)
     (films / "less.csv").write_text("".join(lines[:1] + lines[2:]))
     evaluate(monkeypatch, f"run={refitted / 'fold_1'}", f"dataset.root={films}", "dataset.metadata=less.csv", "split=test")
-    found = {row["id"]: row for row in table(refitted / "fold_1/evaluate/other_own/predictions.csv")}
+    found = {row["id"]: row for row in table(refitted / "fold_1/evaluate/other_own,dataset.metadata=less.csv,split=test/predictions.csv")}
     for row in table(refitted / "fold_1" / "external_predictions.csv"):
         assert float(found[row["id"]]["p_left"]) == pytest.approx(float(row["p_left"]), abs=1e-6)
     evaluate(monkeypatch, f"run={refitted}", f"dataset.root={films}", "dataset.metadata=less.csv")
