@@ -4,11 +4,12 @@ Towers are sharded; loss, similarity, heads and combiner stay whole on every pro
 """
 
 import copy
+import os
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from torch import distributed as dist
 
@@ -26,7 +27,7 @@ def prepare(accelerator: Accelerator, objective: nn.Module, optimizer: torch.opt
 
     Raises ConfigError for what is not possible under FSDP.
     """
-    if accelerator.distributed_type != DistributedType.FSDP:
+    if not adopt_fsdp(accelerator):
         wrapped, optimizer = accelerator.prepare(objective, optimizer)
         return wrapped, objective, optimizer
     from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
@@ -49,6 +50,16 @@ def prepare(accelerator: Accelerator, objective: nn.Module, optimizer: torch.opt
     for parameter in (p for part in replicated for p in part.parameters() if p.requires_grad):
         parameter.register_post_accumulate_grad_hook(_mean_over_ranks)
     return trained, trained, optimizer
+
+
+def adopt_fsdp(accelerator: Accelerator) -> bool:
+    """Whether the launcher asked for FSDP. On CPUs Accelerate would take DDP in its place without a word; there it is told again."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true" or accelerator.num_processes == 1:
+        return False
+    state = accelerator.state
+    if state.distributed_type == DistributedType.MULTI_CPU:
+        state.fsdp_plugin, state.distributed_type = FullyShardedDataParallelPlugin(), DistributedType.FSDP
+    return state.distributed_type == DistributedType.FSDP
 
 
 def _mean_over_ranks(parameter: Tensor) -> None:
