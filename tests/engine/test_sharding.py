@@ -89,10 +89,15 @@ def runs(tiny, tmp_path_factory):
 
 
 def differences(run, other, step):
-    """Largest difference of a weight, relative to the tensor's largest."""
+    """Largest difference of a weight, relative to the tensor's largest.
+
+    Biases of keys are left out: softmax does not see them, their gradient is rounding alone, and Adam makes full steps of it.
+    """
     found, expected = (load_file(folder / "checkpoints" / f"step_{step:08d}" / "model.safetensors") for folder in (run, other))
     assert found.keys() == expected.keys()
-    return max(float((found[name] - expected[name]).abs().max() / expected[name].abs().max().clamp(min=1e-6)) for name in found)
+    names = [name for name in found if not (name.endswith("bias") and "key" in name)]
+    assert len(names) > 0.9 * len(found)
+    return max(float((found[name] - expected[name]).abs().max() / expected[name].abs().max().clamp(min=1e-6)) for name in names)
 
 
 def test_layers_are_sharded_and_give_the_weights_and_losses_of_ddp(runs):
