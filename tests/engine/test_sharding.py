@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from mmexpert import load
 
+pytestmark = pytest.mark.slow  # three runs of two processes and one of one: half a minute on quiet cores
 ROOT = Path(__file__).resolve().parents[2]
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 SETTINGS = (  # a norm far above the limit, so that it is clipped; two micro-batches a step
@@ -121,12 +122,17 @@ def test_a_sharded_checkpoint_resumes_under_fsdp_and_is_never_called_exact(runs)
 def test_one_process_goes_on_from_a_sharded_checkpoint_and_loads_the_model(runs, tiny):
     overrides = [*tiny, *SETTINGS]
     job(runs, [*overrides, "allow_world_change=true"], "alone")
-    assert differences(runs / "alone", runs / "fsdp", 4) < 0.05  # the same micro-batch sizes do not fit one process
+    before, after = (json.loads((runs / name / "history.json").read_text())[0] for name in ("fsdp", "alone"))
+    assert after["step"] == 4 and after["train/loss_total"] == pytest.approx(before["train/loss_total"], rel=0.1)  # other dropout
     assert json.loads((runs / "alone" / "status.json").read_text())["resumes"][0]["exact"] is False
     model, whole = load(runs / "fsdp"), load_file(runs / "fsdp" / "model" / "model.safetensors")
     best = load_file(runs / "fsdp" / "checkpoints" / "best" / "model.safetensors")
-    assert whole.keys() <= best.keys() | whole.keys() and sum(p.numel() for p in model.model.parameters()) > 10_000
-    assert all(torch.equal(whole[name], best[name]) for name in whole.keys() & best.keys())
+    assert (
+        best.keys() - whole.keys() <= {"loss.logit_scale"}
+        and whole.keys() <= best.keys()
+        and all(torch.equal(whole[name], best[name]) for name in whole)
+    )
+    assert {f"model.{name}" for name, _ in model.model.named_parameters()} <= whole.keys()
 
 
 if __name__ == "__main__":
