@@ -34,6 +34,7 @@ NOT_HASHED = [
     "cv.lock",
     "cv.refit",
     "expect_processes",
+    "allow_world_change",
     "data_check",
     "cache_dir",
     "trainer.device",

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from measure import Table, agree, arguments, seconds
 
+from mmexpert.build import build_dataset
 from mmexpert.command_line import composed
-from mmexpert.config import instantiate
+from mmexpert.config import check
 from mmexpert.data.collate import Collate
 from mmexpert.data.frames import expanded
 from mmexpert.data.records import RecordDataset
@@ -55,8 +56,7 @@ def radar_text(root: Path, layout: str, pack: str) -> RecordDataset:
         f"cache_dir={root / 'cache'}",
         "positives=instance",
     ]
-    cfg = composed("dataset=radar_text", *(f"dataset.{change}" for change in changes))
-    return instantiate(cfg.dataset, "dataset")
+    return build_dataset(check(composed("dataset=radar_text", *(f"dataset.{change}" for change in changes))))
 
 
 def plain(root: Path) -> Batch:

@@ -7,6 +7,7 @@ Compared: weights of every kept checkpoint, history (times aside), best list, me
     python scripts/kill_campaign.py --tasks radar hip cir      # three folds of hip, the Combiner of composed retrieval
     python scripts/kill_campaign.py --kills 100                # random moments per task and number of processes
     python scripts/kill_campaign.py --all-options              # one kill for every option of the groups that change what is learned
+    python scripts/kill_campaign.py --all-options --only trainer.    # of them those with these letters
 """
 
 import argparse
@@ -27,6 +28,13 @@ from forked_runs import Child
 ROOT = Path(__file__).resolve().parents[1]
 PHASES = ("rng", "model", "state", "manifest", "rename", "links", "prune")
 OPTION_GROUPS = ("encoder/radar", "encoder/radar/fusion", "loss", "similarity", "optimizer", "scheduler")
+WAYS = (  # to compute the same, some together
+    "trainer.accumulation=2 trainer.accumulate=features dataset.pack=f16 trainer.loss_tile=store",
+    "trainer.accumulation=2 trainer.accumulate=features similarity=combined",
+    "trainer.loss_tile=recompute dataset.pack=f32",
+    "loss=siglip trainer.loss_tile=store trainer.mixed_precision=bf16",
+    "encoder/radar=vit encoder.radar.tower.depth=2 encoder.radar.tower.width=24 trainer.grad_checkpointing=true",
+)
 
 
 @dataclass(frozen=True)
@@ -172,17 +180,18 @@ def outcome(run: Path) -> dict[str, object]:
 
 
 def options() -> list[str]:
-    """`group=option` for every option that changes what the radar task learns."""
+    """`group=option` for every option that changes what the radar task learns, and WAYS."""
     from mmexpert.command_line import groups
 
-    return [f"{group}={option}" for group in OPTION_GROUPS for option in groups()[group]]
+    return [f"{group}={option}" for group in OPTION_GROUPS for option in groups()[group]] + list(WAYS)
 
 
-def all_options(folder: Path, seed: int) -> tuple[int, int]:
+def all_options(folder: Path, seed: int, only: str) -> tuple[int, int]:
     """(kills, mismatches) of one kill in mid-epoch for every option; an option that the task can not run is named and left out."""
     kills = mismatches = 0
-    for number, option in enumerate(options()):
-        task = Task((*RADAR, *_SAVES, "trainer.epochs=2", "trainer.num_workers=0", option), 12, 6)
+    for number, option in enumerate(option for option in options() if only in option):
+        own = [key for key in RADAR if not ("encoder/radar=" in option and key.startswith("encoder.radar."))]  # another tower's keys
+        task = Task((*own, *_SAVES, "trainer.epochs=2", "trainer.num_workers=0", *option.split()), 12, 6)
         try:
             campaign = Campaign(folder / f"option_{number}", task, 1, seed, cold=False)
         except SystemExit as failed:
@@ -201,12 +210,13 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--tasks", nargs="+", default=["radar"], choices=TASKS)
     parser.add_argument("--all-options", action="store_true")
+    parser.add_argument("--only", default="", help="with --all-options: those that hold this text")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     kills = mismatches = 0
     with tempfile.TemporaryDirectory() as folder:
         if given.all_options:
-            kills, mismatches = all_options(Path(folder), given.seed)
+            kills, mismatches = all_options(Path(folder), given.seed, given.only)
         for task in given.tasks if not given.all_options else ():
             for processes in given.processes:
                 print(f"{task}:", flush=True)

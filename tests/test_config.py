@@ -6,7 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from mmexpert.command_line import composed, groups
-from mmexpert.config import CONF_DIR, check, instantiate, targets
+from mmexpert.config import CONF_DIR, NOT_HASHED, check, instantiate, targets
+from mmexpert.engine.status import config_hash
 from mmexpert.trust import trusted
 from mmexpert.types import ConfigError
 
@@ -109,3 +110,8 @@ def test_every_leaf_yaml_names_its_class_first_and_stays_short():
         assert len(lines) <= 20, f"{path}: {len(lines)} lines"
         first = next(line for line in lines if not line.startswith("#"))
         assert "base" in path.parts or first.startswith(("_target_:", "defaults:")), path
+
+
+def test_the_answer_to_a_refused_resume_leaves_the_run_the_same():
+    hashes = {config_hash(check(composed(*more)), NOT_HASHED) for more in ([], ["allow_world_change=true"], ["expect_processes=2"])}
+    assert len(hashes) == 1

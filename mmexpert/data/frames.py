@@ -24,6 +24,14 @@ class ClipFrames:
     layout: Layout
     limits: tuple[float, float] | None
 
+    def views(self) -> dict[str, np.ndarray]:
+        """{view: float32 [F of the view, T]}, as the clip would be without the pack."""
+        whole = self.values.astype(np.float32)
+        if self.limits is not None:
+            np.clip(whole, *self.limits, out=whole)
+        ends = np.cumsum([rows for _, rows in self.layout])[:-1]
+        return {view: part.T for (view, _), part in zip(self.layout, np.split(whole, ends, axis=1), strict=True)}
+
 
 @dataclass(frozen=True)
 class Frames:

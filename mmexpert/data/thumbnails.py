@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mmexpert.data.frames import ClipFrames
+
 VIEW_SIZE = (96, 48)  # pixels: frames across, bins up
 IMAGE_SIDE = 96  # pixels of the longer side
 _DARK, _BRIGHT = 1.0, 99.8  # percentiles of a view that become 0 and 255: one echo must not darken the rest
@@ -17,7 +19,9 @@ Thumbnail = dict[str, np.ndarray]
 def thumbnail(sample: Mapping[str, Any]) -> Thumbnail:
     """The pictures of an evaluation sample: {'radar': {view: [F, T]}} or {'image': [C, S, S]} of any scale; empty for neither."""
     if "radar" in sample:
-        return {name: small_view(np.asarray(view)) for name, view in sample["radar"].items() if name != "mask"}
+        radar = sample["radar"]
+        views = radar.views() if isinstance(radar, ClipFrames) else radar
+        return {name: small_view(np.asarray(view)) for name, view in views.items() if name != "mask"}
     image = sample.get("image")
     if image is None or np.ndim(image) != 3:  # a row of a feature table is no picture
         return {}

@@ -16,6 +16,7 @@ from mmexpert.engine import step_folder as disk
 from mmexpert.engine.best import reconcile
 from mmexpert.engine.files import plain
 from mmexpert.engine.keep_settings import KeepSettings
+from mmexpert.engine.parts import is_sharded, parted_state, whole_tree
 from mmexpert.engine.progress import Choice, Progress
 from mmexpert.engine.resume_checks import check_identity, group_names, load_module, refuse_nonfinite
 from mmexpert.types import RunFolderError, StorageError
@@ -94,13 +95,16 @@ class Checkpoints:
             state = disk.read_state(folder / disk.STATE)
             check_identity(folder, state["identity"], self._identity(), self.allow_world_change)
             load_module(folder, module, optimizer, state["optimizer_names"])
-            optimizer.load_state_dict(state["optimizer"])
+            optimizer.load_state_dict(parted_state(optimizer, state["optimizer"]))
             schedule.load_state_dict(state["schedule"])
             if scaler is not None and state["scaler"]:
                 scaler.load_state_dict(state["scaler"])
             progress.load(state["progress"])
             self.extra, self.resumed_step = state["extra"], progress.step
             self._restore_rank(folder, state["identity"]["processes"], progress)
+            if is_sharded(module) or state.get("sharded"):  # sums over processes are taken in another order
+                self.exact = False
+                log.warning("resumed under FSDP: whether from here on it equals a run that was never stopped is not promised")
             log.info("resumed at epoch %d, step %d, from %s", progress.epoch + 1, progress.step, folder.name)
         self._best = progress.best
         self._on_first(lambda: self._reconcile(progress))
@@ -119,15 +123,17 @@ class Checkpoints:
         """
         refuse_nonfinite(module, progress.step)
         temporary = self.folder / f".tmp-{disk.step_name(progress.step)}"
-        weights = disk.weights_of(module) if self.ranks.rank == 0 else {}
+        first, sharded = self.ranks.rank == 0, is_sharded(module)
+        weights = disk.weights_of(module, first) if first or sharded else {}
         state: dict[str, Any] = {
             "progress": progress.state(),
-            "optimizer": optimizer.state_dict(),
+            "optimizer": whole_tree(optimizer.state_dict(), first),
             "optimizer_names": group_names(module, optimizer),
             "schedule": schedule.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "identity": self._identity(),
             "extra": self.extra,
+            "sharded": sharded,
         }
         if self._on_first(lambda: self._prepare(temporary, progress, _bytes_of([weights, state["optimizer"]]))):
             written = self.ranks.gather_objects(self._write(temporary, progress, weights, plain(state)))

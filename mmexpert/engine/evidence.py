@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mmexpert.engine.files import strict_json, write_atomic
+from mmexpert.engine.parts import gradient_norms, own_part
 from mmexpert.engine.runtime import Ranks
 
 MicroBatch = tuple[Tensor, dict[str, Tensor]]
@@ -33,10 +34,11 @@ def clip_gradients(accelerator: Accelerator, module: nn.Module, limit: float) ->
     if not named:
         zero = torch.zeros((), device=accelerator.device)
         return Gradients([], zero[None], zero)
-    norms = torch.stack([norm.to(accelerator.device) for norm in torch._foreach_norm([parameter.grad for _, parameter in named])])
+    gradients = [parameter.grad for _, parameter in named]
+    norms = gradient_norms(gradients, accelerator.device)
     total = torch.linalg.vector_norm(norms)
-    if limit != math.inf:
-        nn.utils.clip_grads_with_norm_([parameter for _, parameter in named], limit, total)
+    if limit != math.inf:  # torch's clip_grads_with_norm_, which does not take whole and sharded gradients together
+        torch._foreach_mul_([own_part(gradient) for gradient in gradients], (limit / (total + 1e-6)).clamp(max=1.0))
     return Gradients([name for name, _ in named], norms, total)
 
 

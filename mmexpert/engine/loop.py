@@ -13,6 +13,7 @@ from mmexpert.engine.accumulate import Accumulation
 from mmexpert.engine.evidence import clip_gradients
 from mmexpert.engine.progress import Progress
 from mmexpert.engine.runtime import Run
+from mmexpert.engine.sharding import prepare, whole_module
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ def fit(
     Returns epoch, step, history and best. NonFiniteError comes before the update that would have spoilt the weights; a stop signal
     is SystemExit with 128 + its number, after a save.
     """
-    accelerator, module = run.accelerator, objective  # module: without DDP around it
-    objective, optimizer = accelerator.prepare(objective, optimizer)  # not loaders: they shard already; not schedule: one step per process
+    accelerator, given = run.accelerator, objective
+    objective, module, optimizer = prepare(accelerator, given, optimizer, settings.accumulation)  # module: without DDP around it
     progress = run.checkpoints.restore(module, optimizer, schedule, accelerator.scaler)  # or a fresh start
     run.tracker.truncate(progress.step)
     while progress.epoch < settings.epochs and progress.patience_left:
@@ -81,7 +82,7 @@ def fit(
         if settings.validates(progress.epoch + 1):
             objective.eval()
             try:
-                metrics = evaluator(module, loaders, accelerator, "valid").metrics
+                metrics = evaluator(whole_module(given, module), loaders, accelerator, "valid").metrics
             except SystemExit:  # asked to stop: what was trained is kept, the evaluation runs again from its start
                 run.checkpoints.save(module, optimizer, schedule, progress, accelerator.scaler)
                 raise

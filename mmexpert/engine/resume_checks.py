@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmexpert.engine.parts import whole
 from mmexpert.engine.step_folder import load_weights, read_weights
 from mmexpert.types import NonFiniteError, RunFolderError
 
@@ -50,7 +51,7 @@ def load_module(folder: Path, module: nn.Module, optimizer: Any, names: list[lis
 
 def refuse_nonfinite(module: nn.Module, step: int) -> None:
     """Raises NonFiniteError naming parameters that hold NaN or infinity; buffers may (attention masks)."""
-    finite = {name: torch.isfinite(parameter.detach()).all() for name, parameter in module.named_parameters()}
+    finite = {name: torch.isfinite(whole(parameter.detach())).all() for name, parameter in module.named_parameters()}
     good = torch.stack(list(finite.values())).tolist() if finite else []  # one read of the device, not one a parameter
     if bad := [name for name, is_good in zip(finite, good, strict=True) if not is_good]:
         raise NonFiniteError(f"step {step}: {len(bad)} parameters are not finite and are not saved: {', '.join(bad[:5])}")

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmexpert.engine.files import fsync_path, plain, sha256_file, strict_json
+from mmexpert.engine.parts import own_part, parted, whole
 from mmexpert.types import RunFolderError
 
 log = logging.getLogger(__name__)
@@ -45,16 +46,20 @@ def rank_file(rank: int) -> str:
     return f"rng_{rank}.pt"
 
 
-def weights_of(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, on the CPU, each memory once: of tied weights the first name stands for all."""
+def weights_of(module: nn.Module, keep: bool = True) -> dict[str, Tensor]:
+    """Parameters and buffers by name, whole, on the CPU, each memory once: of tied weights the first name stands for all.
+
+    Called by every rank where the module is sharded; keep=False: nothing is kept of it here.
+    """
     seen: set[tuple[Any, ...]] = set()
     weights = {}
     for name, tensor in module.state_dict().items():
-        place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.device)
-        if tensor.numel() and place in seen:
+        part, full = own_part(tensor), whole(tensor.detach())
+        place = (part.untyped_storage().data_ptr(), part.storage_offset(), part.shape, part.stride(), part.device)
+        if not keep or part.numel() and place in seen:
             continue
         seen.add(place)
-        weights[name] = tensor.detach().cpu().contiguous()
+        weights[name] = full.cpu().contiguous()
     return weights
 
 
@@ -72,7 +77,7 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor]) -> tuple[list[st
     if shapes:
         raise RunFolderError(f"{len(shapes)} stored tensors have another shape: {'; '.join(shapes[:5])}. Another model was stored here")
     needed = weights_of(module)
-    module.load_state_dict({name: weights[name] for name in wanted if name in weights}, strict=False)
+    module.load_state_dict({name: parted(weights[name], like) for name, like in wanted.items() if name in weights}, strict=False)
     return [name for name in needed if name not in weights], [name for name in weights if name not in wanted]
 
 

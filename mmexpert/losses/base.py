@@ -80,10 +80,12 @@ def raised(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def require_positives(positives: Tensor, side: str) -> None:
-    """Raises ValueError naming the first row of a side (query, target) without a positive.
+def require_positives(positives: Tensor, side: str) -> Tensor:
+    """Positives of each row, int64. Raises ValueError naming the first row of a side (query, target) without one.
 
     Only on the CPU: elsewhere the look would stall the device; there such a row makes the loss NaN, which stops the run.
     """
-    if tiling.free_to_read(positives) and not bool((there := positives.any(1)).all()):
-        raise ValueError(f"{side} row {int(there.int().argmin())} has no positive: its key occurs nowhere on the other side")
+    count = positives.sum(1)
+    if tiling.free_to_read(positives) and not int(count.min()):
+        raise ValueError(f"{side} row {int(count.argmin())} has no positive: its key occurs nowhere on the other side")
+    return count

@@ -6,7 +6,9 @@ takes a matrix that somebody else has made (a similarity, an evaluator). A targe
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from mmexpert.losses import tiling
 from mmexpert.losses.base import Loss, raised, require_positives
 from mmexpert.losses.gather import gather, processes
 from mmexpert.losses.tiled import clip_tiles
@@ -40,34 +42,53 @@ class ClipLoss(Loss):
                 columns = gather(target), gather(keys)
                 scale, both = self.logit_scale.exp(), self.directions == "both"
                 return clip_tiles(query, columns[0], scale, (keys, columns[1]), both, form == "store")
-            rows = query @ gather(target).T
-            columns = None
-            if self.directions == "both":  # alone, one product serves both directions
-                columns = rows[:, : len(query)].T if processes() == 1 else target[: len(query)] @ gather(query).T
-            row_positives = keys[:, None] == gather(target_keys)
-            column_positives = target_keys[: len(query), None] == gather(keys)
-            return self._terms(rows, columns, row_positives, column_positives)
+            scaled = self.logit_scale.exp() * query
+            rows, positives = scaled @ gather(target).T, keys[:, None] == gather(target_keys)
+            if one_to_one and self._each_alone(positives):
+                return self._own_terms(rows)
+            columns, column_positives = rows[:, : len(query)].T, positives[:, : len(query)].T  # alone, one product serves both directions
+            if processes() > 1 and self.directions == "both":
+                columns = self.logit_scale.exp() * target[: len(query)] @ gather(query).T
+                column_positives = target_keys[: len(query), None] == gather(keys)
+            return self._terms(rows, columns, positives, column_positives)
 
     def from_scores(self, scores: Tensor, positives: Tensor) -> dict[str, Tensor]:
         """Loss of given scores."""
         with torch.autocast(scores.device.type, enabled=False):
-            scores = raised(scores)
-            columns = scores.T if self.directions == "both" else None
-            return self._terms(scores, columns, positives, positives.T)
+            logits = self.logit_scale.exp() * raised(scores)
+            return self._terms(logits, logits.T, positives, positives.T)
 
     def _form_for(self, query: Tensor) -> str:
         """dense, store or recompute: tiles know the form out alone, and no direction of somebody else's."""
-        if self.form != "out" or type(self).direction is not ClipLoss.direction:
+        if self.form != "out" or self._has_own_direction():
             return "dense"
         ranks = processes()
         return self.tiling.of_size(len(query) ** 2 * ranks * query.element_size(), DENSE_BYTES if ranks == 1 else 0)
 
-    def _terms(self, rows: Tensor, columns: Tensor | None, row_positives: Tensor, column_positives: Tensor) -> dict[str, Tensor]:
-        scale = self.logit_scale.exp()
-        there, floor = self.direction(scale * rows, row_positives, "query")
+    def _has_own_direction(self) -> bool:
+        return type(self).direction is not ClipLoss.direction
+
+    def _each_alone(self, positives: Tensor) -> bool:
+        """Whether each row's only positive is its own pair, where the host may look: then both forms are the plain cross entropy."""
+        if processes() > 1 or self._has_own_direction() or not tiling.free_to_read(positives):
+            return False
+        return int(positives.sum()) == len(positives)
+
+    def _own_terms(self, logits: Tensor) -> dict[str, Tensor]:
+        own = torch.arange(len(logits), device=logits.device)
+        loss = there = F.cross_entropy(logits, own)
+        terms = {"loss_query_to_target": there}
+        if self.directions == "both":
+            terms["loss_target_to_query"] = back = F.cross_entropy(logits.T, own)
+            loss = (there + back) / 2
+        return {"loss_clip": loss} | terms | {"loss_clip_floor": logits.new_zeros(()), "loss_clip_excess": loss.detach()}
+
+    def _terms(self, rows: Tensor, columns: Tensor, row_positives: Tensor, column_positives: Tensor) -> dict[str, Tensor]:
+        """rows, columns: logits of each direction."""
+        there, floor = self.direction(rows, row_positives, "query")
         terms = {"loss_clip": there, "loss_query_to_target": there}
-        if columns is not None:
-            back, back_floor = self.direction(scale * columns, column_positives, "target")
+        if self.directions == "both":
+            back, back_floor = self.direction(columns, column_positives, "target")
             terms |= {"loss_clip": (there + back) / 2, "loss_target_to_query": back}
             floor = (floor + back_floor) / 2
         return terms | {"loss_clip_floor": floor, "loss_clip_excess": terms["loss_clip"].detach() - floor}
@@ -77,10 +98,9 @@ class ClipLoss(Loss):
 
         side: query or target, for messages.
         """
-        require_positives(positives, side)
+        count = require_positives(positives, side)
         log_share = logits.log_softmax(1)
-        count = positives.sum(1)
         if self.form == "in":
-            return -log_share.masked_fill(~positives, -torch.inf).logsumexp(1).mean(), torch.zeros((), device=logits.device)
+            return -log_share.masked_fill(~positives, -torch.inf).logsumexp(1).mean(), logits.new_zeros(())
         loss = -(log_share * positives).sum(1) / count
         return loss.mean(), count.to(logits.dtype).log().mean()

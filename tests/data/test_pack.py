@@ -9,6 +9,7 @@ from mmexpert.data.collate import Collate
 from mmexpert.data.frames import Frames, Window, compact, expanded
 from mmexpert.data.loaders import Loaders, PlanSettings
 from mmexpert.data.records import RecordDataset
+from mmexpert.data.thumbnails import thumbnail
 from mmexpert.data.workers import WorkerSettings
 from mmexpert.types import ConfigError, DataError, StorageError
 
@@ -83,6 +84,17 @@ def test_a_batch_of_a_pack_travels_unpadded_in_its_stored_precision(text_set):
     radar = batch_of(text_set(pack="f16"))["radar"]
     assert isinstance(radar, Frames) and radar.values.dtype == torch.float16
     assert radar.values.shape == (sum(min(20 + 10 * i, 64) for i in range(8)) + 1, 512)
+
+
+@pytest.mark.parametrize("kind", ["f32", "f16"])
+def test_a_packed_clip_has_the_views_and_the_thumbnails_of_its_files(text_set, kind):
+    packed, plain = (text_set(pack=pack)[0, -1, 0] for pack in (kind, "none"))
+    views = packed["radar"].views()
+    assert views.keys() == plain["radar"].keys()
+    for view, x in plain["radar"].items():
+        np.testing.assert_allclose(views[view], x, atol=0 if kind == "f32" else 5e-4)
+    shown, expected = thumbnail(packed), thumbnail(plain)
+    assert all(np.abs(shown[view].astype(int) - expected[view]).max() <= 1 for view in expected) and len(shown) == 3
 
 
 @pytest.mark.parametrize("name", ["radar_sim", "radar_twins"])
