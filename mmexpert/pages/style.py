@@ -66,7 +66,7 @@ ol.found .score{min-width:3.8rem;text-align:right;font-variant-numeric:tabular-n
 .square svg{width:100%;height:auto;border:1px solid var(--line)}
 .square rect{fill:var(--bar)}
 .square rect.own{stroke:var(--s1);stroke-width:.12}
-table.counts{min-width:0}
+table.counts{min-width:min(100%,19rem)}
 .counts td{text-align:center;padding:.3rem .5rem;border:1px solid var(--back);font-size:.85rem;min-width:2.2rem}
 .counts thead th{text-align:center}
 .counts thead th span{writing-mode:vertical-rl;transform:rotate(180deg);display:inline-block;max-height:12rem}
