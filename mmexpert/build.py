@@ -17,7 +17,7 @@ from mmexpert.encoders.clip_source import one_load
 from mmexpert.encoders.tokenizer import TextTokenizer
 from mmexpert.engine.feature_cache import CacheSettings, FeatureCache
 from mmexpert.engine.objective import Objective
-from mmexpert.engine.optim import parameter_groups, warn_of_rates
+from mmexpert.engine.optim import parameter_groups, warn_of_few_steps, warn_of_rates
 from mmexpert.models.heads import ClassPrompts
 from mmexpert.towers import StoredTowers
 from mmexpert.types import ClassTable, ConfigError, TokenCorpus
@@ -183,6 +183,8 @@ def build_optimizer(
     except ValueError as error:  # torch's word on a number out of range
         raise ConfigError(f"optimizer: {error}") from error
     total, _ = run_length(cfg, steps_per_epoch)
+    if cfg["trainer"]["max_steps"] is None:  # a length that was asked for needs no advice
+        warn_of_few_steps(objective, total)
     given = {"total_steps": total, "steps_per_epoch": steps_per_epoch} if cfg["scheduler"]["_target_"].startswith("mmexpert.") else {}
     return optimizer, instantiate(cfg["scheduler"], "scheduler", optimizer=optimizer, **given)
 

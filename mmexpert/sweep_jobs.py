@@ -3,6 +3,7 @@
 import copy
 import logging
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,7 +104,13 @@ class SweepTable(Callback):
         trust_list[:] = state["trust"]
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Remembers the file that Hydra writes even for a dry run (Hydra's call)."""
+        """Remembers the file that Hydra writes even for a dry run; a study has no list of jobs and ends here (Hydra's call)."""
+        if config.dry_run and config.hydra.sweeper.get("direction") is not None:
+            sys.stderr.write(
+                "ConfigError: dry_run=true lists jobs that are known beforehand, but this sweeper chooses each trial by the results of "
+                "those before it: leave dry_run out, or name the values (seed=1,2,3) without sweep=optuna\n"
+            )
+            raise SystemExit(ConfigError.exit_code)  # Hydra would make a warning of any other exception
         path = _hydras_file(config)
         self.before = path.read_bytes() if path.exists() else None
 

@@ -78,6 +78,16 @@ def test_jobs_that_differ_in_keys_that_change_no_number_are_one(tmp_path):
     assert ended.returncode == 0 and "2 jobs, 1 to be run" in ended.stdout and ended.stdout.count("| 10 | outputs/radar/seed=1") == 2
 
 
+def test_jobs_of_several_devices_are_launched_with_a_process_a_device(tmp_path):
+    many = ["hydra.launcher.gpus=[4,5,6,7]", "hydra.launcher.gpus_per_job=2"]
+    ended = sweep(tmp_path, "seed=1,2", "name=wide", "sweep=gpu_queue", *many, OMP_NUM_THREADS="1")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "2 jobs, 2 to be run, on 2 slots" in ended.stdout and states(tmp_path) == {"seed=1": "done", "seed=2": "done"}
+    assert {row["CUDA_VISIBLE_DEVICES"] for row in seen(tmp_path).values()} == {"4,5", "6,7"}
+    for name in ("seed=1", "seed=2"):
+        assert sorted(path.name for path in (tmp_path / "outputs/wide" / name).glob("rank_*")) == ["rank_0_of_2", "rank_1_of_2"]
+
+
 def test_a_queue_inside_torchrun_and_too_few_devices_are_refused(tmp_path):
     inside = sweep(tmp_path, "seed=1,2", "sweep=gpu_queue", WORLD_SIZE="2")
     assert inside.returncode == 2 and "leave out torchrun" in inside.stderr
@@ -123,6 +133,13 @@ def test_optuna_looks_where_the_monitor_is_better_and_asks_for_the_same_trials_a
     assert f"Best value: {10.0 * best}" in first.stdout + first.stderr
     wrong = sweep(tmp_path, *command, "hydra.sweeper.direction=minimize")
     assert wrong.returncode == 10 and "valid/RSum is better at its max: write hydra.sweeper.direction=maximize" in wrong.stderr
+
+
+def test_a_study_has_no_dry_run_and_says_why(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    ended = sweep(tmp_path, "seed=choice(1,2,3,4)", "sweep=optuna", "hydra.sweeper.n_trials=2", "dry_run=true")
+    assert ended.returncode == 2 and "by the results of those before it" in ended.stderr and "Traceback" not in ended.stderr, ended.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("choice, extra", [("joblib", "sweep"), ("optuna", "sweep"), ("slurm", "slurm")])

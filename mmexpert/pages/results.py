@@ -84,7 +84,8 @@ def result_tables(run: StoredRun) -> str:
         ]
         blocks.append(table(gallery_text(told), ("metric", "value", "", "95 %", "chance"), rows))
         if any("_R@" in figure.name and figure.low is not None for figure in found):
-            blocks.append('<p class="soft">R@K in percent; intervals: Wilson, over the queries. Red line: chance.</p>')
+            hard = "; hard: the own caption above the same with one attribute changed, in percent" if _has_hard(found) else ""
+            blocks.append(f'<p class="soft">R@K in percent{hard}; intervals: Wilson, over the queries. Red line: chance.</p>')
         elif any(figure.low is not None for figure in found):
             blocks.append('<p class="soft">Intervals: bootstrap over groups. Red line: chance.</p>')
     rows = [(key, value) for key, value in run.metrics.items() if key != "protocol"]
@@ -92,6 +93,10 @@ def result_tables(run: StoredRun) -> str:
     told = [(f"{part}: {key}", _flat_text(value)) for part, protocol in run.protocol.items() for key, value in protocol.items()]
     blocks.append(folded("how they were measured", table("Protocol", ("key", "value"), told)))
     return "".join(blocks)
+
+
+def _has_hard(found: Sequence[Figure]) -> bool:
+    return any(figure.name.startswith("hard_") for figure in found)
 
 
 def fold_tables(run: StoredRun) -> str:

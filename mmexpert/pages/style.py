@@ -50,7 +50,8 @@ figcaption{font-size:.85rem}
 .ask p{margin:0;flex:1 1 9rem}
 ol.found{margin:0;padding:0;list-style:none;font-size:.85rem;line-height:1.35}
 ol.found .pics img{width:54px}
-ol.found li{display:flex;gap:.6rem;align-items:center;padding:.2rem 0;border-top:1px solid var(--line)}
+ol.found li{display:flex;flex-wrap:wrap;gap:.2rem .6rem;align-items:center;padding:.2rem 0;border-top:1px solid var(--line)}
+ol.found li>span:last-child{flex:1 1 9rem;min-width:0}
 ol.found .score{min-width:3.8rem;text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .right{color:var(--good);font-weight:600}
 .pics{display:flex;gap:3px;flex:none}
@@ -58,13 +59,14 @@ ol.found .score{min-width:3.8rem;text-align:right;font-variant-numeric:tabular-n
 .ask .pics img{width:92px}
 .sheet ol.found{display:flex;flex-wrap:wrap;gap:.5rem}
 .sheet ol.found li{flex-direction:column;border:0;width:82px;align-items:flex-start;gap:.1rem;font-size:.75rem}
+.sheet ol.found li>span:last-child{flex:none}
 .sheet ol.found .score{min-width:0}
 .sheet ol.found .pics img{width:100%;max-width:72px}
 .square{max-width:30rem}
 .square svg{width:100%;height:auto;border:1px solid var(--line)}
 .square rect{fill:var(--bar)}
 .square rect.own{stroke:var(--s1);stroke-width:.12}
-table.counts{min-width:0}
+table.counts{min-width:min(100%,19rem)}
 .counts td{text-align:center;padding:.3rem .5rem;border:1px solid var(--back);font-size:.85rem;min-width:2.2rem}
 .counts thead th{text-align:center}
 .counts thead th span{writing-mode:vertical-rl;transform:rotate(180deg);display:inline-block;max-height:12rem}
@@ -77,6 +79,6 @@ table.counts{min-width:0}
 details{margin:.6rem 0}
 summary{cursor:pointer;color:var(--bar)}
 @media(max-width:520px){
-  .meter{width:56px}td,th{padding-right:.5rem}table{font-size:.85rem}body{padding:.8rem .7rem 3rem}
+  .meter{display:none}td,th{padding-right:.25rem}table{font-size:.85rem}body{padding:.8rem .7rem 3rem}
   .pics img{width:56px}.ask .pics img{width:84px}ol.found .score{min-width:3.6rem}h1{font-size:1.2rem}}
 """

@@ -13,7 +13,7 @@ from mmexpert.encoders.clip import ClipImage
 from mmexpert.encoders.image import ConvImage, TimmImage
 from mmexpert.encoders.text import ScratchText
 from mmexpert.encoders.tokenizer import scratch_tokenizer
-from mmexpert.engine.optim import parameter_groups, warn_of_rates
+from mmexpert.engine.optim import parameter_groups, warn_of_few_steps, warn_of_rates
 from mmexpert.models.dual_encoder import DualEncoder
 from mmexpert.types import ConfigError
 
@@ -100,6 +100,18 @@ def test_a_pretrained_tower_above_1e4_is_warned_of_and_a_frozen_or_slow_one_is_n
     image.lr_scale = 0.05
     warn_of_rates(objective, 1e-3)
     assert "encoder.image" not in caplog.text
+
+
+def test_a_run_too_short_for_the_statistics_of_batch_norm_is_told_of_and_no_other_is(caplog):
+    learning, _ = objective_of(image_tower("conv", freeze_backbone=False), freeze_text=False)
+    frozen, _ = objective_of(image_tower("conv", freeze_backbone=True), freeze_text=False)
+    with caplog.at_level(logging.WARNING):
+        warn_of_few_steps(learning, 100)
+        warn_of_few_steps(frozen, 24)
+    assert "optimizer steps" not in caplog.text
+    with caplog.at_level(logging.WARNING):
+        warn_of_few_steps(learning, 24)
+    assert "24 optimizer steps in all" in caplog.text and "a smaller trainer.batch_size" in caplog.text
 
 
 def test_a_towers_own_rate_is_its_share_of_the_optimizers():

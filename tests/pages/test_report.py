@@ -246,11 +246,34 @@ def test_the_report_of_a_run_tells_its_command_state_figures_and_examples(tiny_r
     assert (tiny_run / "examples.json").stat().st_size + (tiny_run / "thumbnails.npz").stat().st_size < 1_000_000
 
 
+@pytest.fixture(scope="session")
+def browser():
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    return found or pytest.skip("no Chromium on this machine: apt-get install chromium")
+
+
+def opened(browser, page, folder):
+    """What Chromium makes of a page: its elements after loading, and the lines of its console."""
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--user-data-dir={folder}/u", "--dump-dom"]
+    done = subprocess.run([browser, *flags, page.as_uri()], capture_output=True, text=True, timeout=90)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def test_chromium_shows_every_row_and_finds_nothing_to_fetch_or_to_complain_of(browser, tiny_run, tmp_path):
+    written = (tiny_run / "report.html").read_text(encoding="utf-8")
+    (tmp_path / "report.html").write_text(written, encoding="utf-8")
+    (tmp_path / "leak.html").write_text(written.replace("</main>", '<img src="http://127.0.0.1:9/leak.png"></main>'), encoding="utf-8")
+    dom, console = opened(browser, tmp_path / "report.html", tmp_path)
+    expected, shown = Tags(written), Tags(dom)
+    assert console == [] and shown.fetched == expected.fetched
+    assert shown.tables == expected.tables > 5 and shown.rows == expected.rows and len(shown.rows) > 100
+    assert shown.names - {"tbody"} == expected.names - {"tbody"}  # what a parser of HTML adds or throws out would be a fault of the page
+    _, console = opened(browser, tmp_path / "leak.html", tmp_path)
+    assert len(console) == 1 and "violates" in console[0] and "blocked" in console[0]  # the page's policy, and proof that the log speaks
+
+
 @pytest.mark.parametrize("width", [1280, 390])
-def test_chromium_draws_the_page_within_its_width(tiny_run, tmp_path, width):
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
+def test_chromium_draws_the_page_within_its_width(browser, tiny_run, tmp_path, width):
     from PIL import Image
 
     frame = tmp_path / "frame.html"  # a window of Chromium is never narrower than 500 pixels; a frame is
@@ -275,3 +298,4 @@ def test_chromium_draws_the_page_within_its_width(tiny_run, tmp_path, width):
     inked = np.abs(shown - corner).max(2) > 60
     assert inked.any(1).mean() > 0.3  # the page is full of rows that hold something
     assert not inked[:, -3:].any()  # and nothing runs over its edge
+    assert picture.stat().st_size > 100_000
