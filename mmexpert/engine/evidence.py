@@ -27,10 +27,11 @@ class Gradients:
     total: Tensor
 
 
-def clip_gradients(accelerator: Accelerator, module: nn.Module, limit: float) -> Gradients:
-    """Scales the gradients to a total norm of at most limit (inf only measures); the norms are kept, since a clipped NaN is everywhere."""
+def clip_gradients(accelerator: Accelerator, parameters: Sequence[tuple[str, nn.Parameter]], limit: float) -> Gradients:
+    """Scales the gradients of named parameters to a total norm of at most limit (inf only measures); the norms are kept, since a clipped
+    NaN is everywhere."""
     accelerator.unscale_gradients()
-    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.grad is not None]
+    named = [(name, parameter) for name, parameter in parameters if parameter.grad is not None]
     if not named:
         zero = torch.zeros((), device=accelerator.device)
         return Gradients([], zero[None], zero)

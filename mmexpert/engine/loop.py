@@ -51,6 +51,7 @@ def fit(
     """
     accelerator, given = run.accelerator, objective
     objective, module, optimizer = prepare(accelerator, given, optimizer, settings.accumulation)  # module: without DDP around it
+    parameters = list(module.named_parameters())  # the walk through all modules takes as long as a small step
     progress = run.checkpoints.restore(module, optimizer, schedule, accelerator.scaler)  # or a fresh start
     run.tracker.truncate(progress.step)
     while progress.epoch < settings.epochs and progress.patience_left:
@@ -62,7 +63,7 @@ def fit(
             for losses, ids in settings.accumulation(objective, module, window):  # forward and backward, engine/accumulate.py
                 progress.add(losses, len(ids))  # tensors: .item() here would wait for the device
                 run.watch.see(ids, losses)
-            gradients = clip_gradients(accelerator, module, settings.max_grad_norm)  # inf only measures
+            gradients = clip_gradients(accelerator, parameters, settings.max_grad_norm)  # inf only measures
             norm = gradients.total
             verdict = run.watch.agree(gradients, progress)  # one all-reduce a step: finite everywhere? asked to stop?
             run.watch.guard(optimizer.optimizer, norm)

@@ -37,7 +37,7 @@ def step(one, number, value=1.0, ids=(4, 7), spoil=None):
         module[spoil].weight.grad[0, 0] = float("inf")
     one.see(torch.tensor(ids), {"loss_clip": torch.tensor(0.5), "loss_total": torch.tensor(value)})
     progress = Progress(Choice(None, 1, None, None, 0.0), step=number - 1)
-    return one.agree(clip_gradients(one.accelerator, module, 1.0), progress)
+    return one.agree(clip_gradients(one.accelerator, list(module.named_parameters()), 1.0), progress)
 
 
 def stored(folder, number):
@@ -49,7 +49,7 @@ def test_clipping_is_torchs_own_to_the_bit_and_norms_are_measured_before():
     one, other = nn.Linear(3, 5), nn.Linear(3, 5)
     for module in (one, other):
         module.weight.grad, module.bias.grad = torch.arange(15.0).reshape(5, 3), torch.full((5,), 0.1)
-    gradients = clip_gradients(Accelerator(cpu=True), one, 0.7)
+    gradients = clip_gradients(Accelerator(cpu=True), list(one.named_parameters()), 0.7)
     assert torch.equal(gradients.total, nn.utils.clip_grad_norm_(other.parameters(), 0.7))
     assert torch.equal(one.weight.grad, other.weight.grad) and torch.equal(one.bias.grad, other.bias.grad)
     assert gradients.names == ["weight", "bias"]
