@@ -210,18 +210,32 @@ def groups() -> dict[str, list[str]]:
 
 
 def _near_keys(key: str) -> str:
-    """Keys beside a misspelt one: read from the YAML of its group, since the composed config is not at hand."""
+    """Keys beside a misspelt one, or the options that have it: read from the YAML of its group, since nothing could be composed."""
+    top, _, rest = key.partition(".")
+    if not rest:
+        return suggest(top, sorted(_keys(Path(CONF_DIR) / "train.yaml") | {group.split("/")[0] for group in groups()}))
+    last = rest.rsplit(".", 1)[-1]
+    folder = Path(CONF_DIR) / top
+    for name in rest.split(".")[:-1]:
+        folder = folder / name if (folder / name).is_dir() else folder
+    options = {path: _keys(path) for path in sorted(folder.glob("**/*.yaml")) if path.parent.name != "base"}
+    owners = [f"{path.parent.relative_to(CONF_DIR).as_posix()}={path.stem}" for path, keys in options.items() if last in keys]
+    if owners:
+        return f" in the option that is chosen; there is one in {', '.join(owners)}"
+    return suggest(last, sorted(set().union(*options.values())))
+
+
+def _keys(path: Path) -> set[str]:
+    """Top keys of a YAML, with those of the files beside it that its defaults name."""
     from omegaconf import OmegaConf
 
-    top, _, rest = key.partition(".")
-    known: set[str] = set()
-    files = [Path(CONF_DIR) / "train.yaml"] if not rest else sorted((Path(CONF_DIR) / top).glob("**/*.yaml"))
-    for path in files:
-        node = OmegaConf.load(path)
-        if OmegaConf.is_dict(node):
-            known |= {str(name) for name in node if name not in ("defaults", "hydra", "_target_")}
-    known |= {group.split("/")[0] for group in groups()} if not rest else set()
-    return suggest(rest.rsplit(".", 1)[-1] if rest else top, sorted(known))
+    node = OmegaConf.load(path)
+    if not OmegaConf.is_dict(node):
+        return set()
+    found = {str(name) for name in node if name not in ("defaults", "hydra", "_target_")}
+    entries = [entry.split("@")[0] for entry in node.get("defaults", []) if isinstance(entry, str)]
+    named = [path.parent / f"{entry}.yaml" for entry in entries]
+    return found.union(*(_keys(other) for other in named if other.exists()))
 
 
 def _end(message: str, code: int) -> None:

@@ -129,7 +129,8 @@ class Index:
         """Raises RunFolderError where the index was made by other weights."""
         if model.fingerprint != self.meta["fingerprint"]:
             raise RunFolderError(
-                f"the index was made by the model {self.meta['fingerprint'][:12]}, {self.meta['run']} is now {model.fingerprint[:12]}: "
+                f"the index was made by the model {self.meta['fingerprint'][:12]} of {self.meta['run']}, and this is "
+                f"{model.fingerprint[:12]}: "
                 "their features do not compare; embed again, or name the right model with run="
             )
 

@@ -7,11 +7,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from mmexpert.command_line import composed
+from mmexpert.command_line import composed, run_folder
 from mmexpert.config import instantiate
 from mmexpert.engine.files import sha256_file, strict_json, write_atomic
 from mmexpert.evaluators.composed import ComposedEvaluator
 from mmexpert.evaluators.feature_file import check_protocol, read_features, score_features
+from mmexpert.own_keys import plain_name
 from mmexpert.types import ConfigError
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,8 @@ _FIGURES = ("R@", "Rs@", "average", "arithmetic_mean", "harmonic_mean", "geometr
 
 
 def evaluate_features(path: Path, overrides: Sequence[str], trust: Sequence[str]) -> dict[str, Any]:
-    """Scores a file and returns what metrics.json holds. overrides: evaluator=composed, evaluator.KEY=..., name=NAME (else the file's)."""
+    """Scores a file and returns what metrics.json holds. overrides: evaluator=composed, evaluator.KEY=..., name=NAME (else
+    the file's name and the evaluator's keys: one protocol's result does not take another's place)."""
     name, evaluator = settings(path, overrides, trust)
     protocol = check_protocol(evaluator.protocol)
     combine = "sum" if evaluator.combine == "auto" else evaluator.combine
@@ -39,16 +41,14 @@ def evaluate_features(path: Path, overrides: Sequence[str], trust: Sequence[str]
 
 def settings(path: Path, overrides: Sequence[str], trust: Sequence[str]) -> tuple[str, ComposedEvaluator]:
     """(name of the output folder, evaluator). Raises ConfigError for keys that a feature file has no use for."""
-    name, own = path.stem, ["evaluator=composed"]
+    name, own = "", ["evaluator=composed"]
     for override in overrides:
         key, _, value = override.partition("=")
         if key == "name":
-            name = value
+            name = plain_name(value)
         elif key.startswith("evaluator."):
             own.append(override)
         elif override != "evaluator=composed":
             raise ConfigError(f"{override}: features=FILE takes name=, evaluator.protocol=, evaluator.combine= and evaluator.ties= alone")
-    if not name or name in (".", "..") or set(name) & set("/\\\0"):
-        raise ConfigError(f"name={name}: a plain folder name below {FOLDER}")
     evaluator = instantiate(OmegaConf.to_container(composed(*own).evaluator, resolve=True), "evaluator", trust)
-    return name, evaluator
+    return name or ",".join([path.stem, *([run_folder(own[1:])] if own[1:] else [])]), evaluator

@@ -17,7 +17,7 @@ from mmexpert.fold_workers import Failures, run_workers, worker_count
 from mmexpert.refit import PLACE, final_fold, final_session
 from mmexpert.report import write_report
 from mmexpert.session import Session, open_tracker
-from mmexpert.types import RunFolderError
+from mmexpert.types import ConfigError, RunFolderError, SourceError
 
 log = logging.getLogger(__name__)
 Train = Callable[[Session, Fold, int, Any], float | None]
@@ -89,6 +89,8 @@ def _locked_fold(session: Session, fold: Fold, count: int, accelerator: Any, tra
         return None
     try:
         train(session, fold, count, accelerator)
+    except (ConfigError, SourceError):  # so it would be in every fold
+        raise
     except Exception as error:  # whatever ended this fold must not end the others: raised when they are done
         if ranks.processes > 1:
             raise  # the other ranks may be elsewhere in the fold

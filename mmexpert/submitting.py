@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from mmexpert.data.sampling import evaluation_draws
 from mmexpert.data.workers import BatchSource, Stream, WorkerSettings
 from mmexpert.evaluators.composed import check_complete, encode_part
 from mmexpert.loading import load
+from mmexpert.models.composed import Composed
 from mmexpert.submission import faults_of, insist, ranked_names, read_submission, recalls, write_submission
-from mmexpert.types import Batch, ConfigError
+from mmexpert.types import Batch, ConfigError, RunFolderError
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +44,15 @@ def submit(cfg: dict[str, Any], run: Path, name: str, trust: Sequence[str]) -> l
     (part, annotations), *_ = dataset.annotations.items()
     loaded = load(run, cfg["trainer"]["device"], trust)
     collate = Collate(loaded.tokenizer, dataset.unit_length, dataset.pad_to, dataset.max_length)
+    if not isinstance(loaded.model, Composed):
+        raise RunFolderError(f"{run}: a {type(loaded.model).__name__} composes no queries: name a run of cir_finetune or cir_combiner")
     pictures = dataset.pictures(part)
-    gallery = _batches(pictures, collate, cfg["trainer"], loaded.device)
-    encoded = encode_part(loaded.model, gallery, _batches(dataset, collate, cfg["trainer"], loaded.device), "auto")
+    # closed on every way out: a process waits for its loader workers for ever
+    with (
+        closing(_batches(pictures, collate, cfg["trainer"], loaded.device)) as gallery,
+        closing(_batches(dataset, collate, cfg["trainer"], loaded.device)) as queries,
+    ):
+        encoded = encode_part(loaded.model, gallery, queries, "auto")
     check_complete(encoded, range(len(dataset)), len(pictures))
     order = {record.id: row for row, record in enumerate(dataset.records)}
     rows = torch.tensor([order[query.id] for query in annotations.queries])  # records are sorted by id, queries as in the file

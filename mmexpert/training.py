@@ -4,6 +4,7 @@ import gc
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ from mmexpert.config import NOT_HASHED, instantiate
 from mmexpert.data.records import content_lines
 from mmexpert.engine.chance import chance_loss, contrastive_rows
 from mmexpert.engine.class_merge import without_small
-from mmexpert.engine.console import set_up_logging
+from mmexpert.engine.console import fold_log, set_up_logging
 from mmexpert.engine.data_records import keep_records
 from mmexpert.engine.export import save_model, save_pth
 from mmexpert.engine.failures import translated
 from mmexpert.engine.finish import Finished, load_best, score_parts, write_results
 from mmexpert.engine.folds import Fold, fold_seed
-from mmexpert.engine.folds_file import settle_folds
+from mmexpert.engine.folds_file import settle_folds, write_class_table
 from mmexpert.engine.foresight import foresee_monitors
 from mmexpert.engine.lock import RunLock, holder
 from mmexpert.engine.loop import fit
@@ -125,9 +126,12 @@ def train_fold(session: Session, fold: Fold, count: int, accelerator: Any) -> fl
         return read_json(folder / "metrics.json").get("best_value")
     if status is not None and status.fingerprint and status.fingerprint != session.fingerprint and trained(folder):
         raise RunFolderError(f"{folder}: the data has changed since the run began; choose another name=, or resume=never")
+    own_log: AbstractContextManager[None] = nullcontext()
     if folder != session.folder and ranks.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         write_run_files(folder, cfg, session.overrides, session.hash, ranks.processes)
+        write_class_table(folder, session.dataset)
+        own_log = fold_log(folder)
     started = time.monotonic()
     status = status or Status("running", session.hash)
     status.state, status.fingerprint, status.error, before = "running", session.fingerprint, None, status.seconds
@@ -135,7 +139,7 @@ def train_fold(session: Session, fold: Fold, count: int, accelerator: Any) -> fl
         write_status(folder, status)
     progress = None
     try:
-        with translated(accelerator.device, ranks.processes):
+        with translated(accelerator.device, ranks.processes), own_log:
             progress, finished = _train(session, fold, folder, fold.prefix(count), accelerator, status, started)
         status.state, status.stopped, status.exit_code = "done", "epochs" if progress.patience_left else "early", 0
         status.epoch, status.step, status.best_epoch = progress.epoch, progress.step, finished.metrics["best_epoch"]

@@ -78,7 +78,7 @@ def _data(line: Translation, given: Given, choices: Choices) -> None:
     elif "class_texts_file" in given:
         line.add("class_texts_file=null stays null", "dataset.class_texts=null")
     else:
-        line.warnings.append("class_texts_file is not given: add dataset.class_texts=FILE, the class head compares with these texts")
+        line.warnings.append("class_texts_file is not given: class_texts.json of the data folder is read, or give dataset.class_texts=FILE")
     line.add(given.said("augmentation", "img_size"), f"dataset.augmentation={shown(given['augmentation'])}")
     line.overrides += [f"encoder.image.side={given['img_size']}"]
     line.add(

@@ -5,9 +5,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from composed_sets import write_cirr
+from omegaconf import OmegaConf
+from torch import nn
+
+from mmexpert import submitting
+from mmexpert.command_line import composed
+from mmexpert.types import RunFolderError
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["encoder.image.side=16", "trainer.epochs=1", "trainer.batch_size=8", "trainer.num_workers=0", "trainer.device=cpu"]
@@ -17,6 +24,14 @@ def command(folder: Path, module: str, *arguments: str) -> subprocess.CompletedP
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     line = [sys.executable, "-m", f"mmexpert.{module}", *arguments]
     return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+
+
+def test_a_run_that_composes_nothing_is_refused_before_a_picture_is_read(tmp_path, monkeypatch):
+    root = write_cirr(tmp_path / "cirr_dataset", queries=3)
+    cfg = composed("experiment=cir_finetune", "dataset=cirr", f"dataset.root={root}", "dataset.split=val")
+    monkeypatch.setattr(submitting, "load", lambda *_: SimpleNamespace(model=nn.Identity(), tokenizer=None, device="cpu"))
+    with pytest.raises(RunFolderError, match="an? Identity composes no queries: name a run of cir_finetune or cir_combiner"):
+        submitting.submit(OmegaConf.to_container(cfg, resolve=True), tmp_path, "mine", ())
 
 
 def test_val_files_of_a_run_reproduce_its_evaluation(tmp_path):

@@ -75,6 +75,8 @@ MISTAKES = {
     "los=clip": "did you mean 'loss'",
     "loss=clipp": "did you mean 'clip'",
     "loss.temprature=0.1": "did you mean 'temperature'",
+    "dataset.metadata=x.csv": "no such key in the option that is chosen; there is one in dataset=image_folder",
+    "encoder.text.name=x": "in encoder/text=clip, encoder/text=minilm, encoder/text=transformers",
     "trainer.epoch=3": "did you mean 'epochs'",
     "+trainer.foo=1": "trainer.foo: there is no such key",
     "trainer.epochs=many": "trainer.epochs",

@@ -89,6 +89,20 @@ def refitted(films, tmp_path_factory):
     return run(folder, f"dataset.root={films}", "cv.refit=true", "trainer.export_pth=true")
 
 
+def test_every_fold_has_its_own_log_and_classes_and_the_run_has_all_lines(refitted):
+    everything = (refitted / "log.txt").read_text()
+    for k in (1, 2):
+        own = (refitted / f"fold_{k}" / "log.txt").read_text()
+        assert f"[fold {k}/2]" in own and f"[fold {3 - k}/2]" not in own and own in everything
+        assert stored(refitted / f"fold_{k}" / "classes.json") == stored(refitted / "classes.json")
+
+
+def test_what_is_wrong_in_every_fold_ends_the_run_in_the_first(films, tmp_path):
+    with pytest.raises(ConfigError, match="optimizer.lr='abc': a number is needed"):
+        run(tmp_path / "run", f"dataset.root={films}", "optimizer.lr=abc")
+    assert (tmp_path / "run" / "fold_1").exists() and not (tmp_path / "run" / "fold_2").exists()
+
+
 def test_the_own_test_part_is_predicted_by_the_mean_probability_of_the_fold_models(refitted):
     info, summary = stored(refitted / "folds_info.json"), stored(refitted / "cv_summary.json")
     assert len(info["external"]) == 8 and summary["external"]["rows"] == 8 and summary["external"]["models"] == 2

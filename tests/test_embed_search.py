@@ -122,7 +122,7 @@ def test_a_write_that_fails_leaves_the_older_index_as_it_was(colours, monkeypatc
 def test_an_index_of_other_weights_is_refused(colours, monkeypatch):
     run(embed, monkeypatch, "run=r", "images=photos")
     monkeypatch.setattr(ColourModel, "fingerprint", "decaf")
-    with pytest.raises(RunFolderError, match="made by the model c0ffee.*is now decaf"):
+    with pytest.raises(RunFolderError, match="made by the model c0ffee.*and this is decaf"):
         run(search, monkeypatch, "index=outputs/embed/photos", "text=red")
 
 

@@ -185,7 +185,7 @@ def test_every_choice_has_a_comment_and_what_is_left_out_is_marked(importer, fol
     assert "image_encoder_name=resnet50:" in said.out and "batch_size=32 (not given)" in said.out
     (overrides,) = printed(said.out)
     assert {"loss=clip", "cv=none", "trainer.mixed_precision=no", "dataset.balance.apply=loss"} <= set(overrides)  # switches are off
-    assert "add dataset.class_texts=FILE" in said.err
+    assert "class_texts.json of the data folder is read" in said.err
 
 
 def test_as_source_repeats_what_the_source_does_wrong(lines):

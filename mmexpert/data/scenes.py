@@ -95,9 +95,9 @@ class Scenes(RecordDataset):
 
 def part_counts(counts: dict[str, int], key: str) -> dict[str, int]:
     """The counts by part. Raises ConfigError where a part is missing or unknown, or a count is none."""
-    right = set(counts) == set(SPLITS) and all(isinstance(count, int) and count >= 0 for count in counts.values())
-    if not right or not counts["train"]:
-        raise ConfigError(f"dataset.{key}={dict(counts)}: {', '.join(SPLITS)}, each 0 or more, train 1 or more")
+    right = isinstance(counts, dict) and set(counts) == set(SPLITS)
+    if not right or any(not isinstance(count, int) or count < 0 for count in counts.values()) or not counts["train"]:
+        raise ConfigError(f"dataset.{key}={counts}: {', '.join(SPLITS)}, each 0 or more, train 1 or more; dataset.{key}.train=N sets one")
     return {part: counts[part] for part in SPLITS}
 
 

@@ -1,7 +1,10 @@
 """What a person sees while a run goes on: a bar on a terminal, plain lines otherwise; rank 0 only."""
 
+import contextlib
 import logging
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from mmexpert.engine.external import line
 from mmexpert.engine.secrets import mask_text
 
 log = logging.getLogger(__name__)
+_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"  # of log.txt
 _CLASS_METRICS = (
     "acc",
     "balanced_acc",
@@ -42,7 +46,7 @@ def set_up_logging(folder: Path, rank: int) -> None:
         handler.close()
     folder.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(folder / ("log.txt" if rank == 0 else f"log_rank{rank}.txt"), encoding="utf-8")
-    file.setFormatter(Masked("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    file.setFormatter(Masked(_LINE))
     root.addHandler(file)
     if rank == 0:
         screen = logging.StreamHandler(sys.stdout)
@@ -50,6 +54,23 @@ def set_up_logging(folder: Path, rank: int) -> None:
         root.addHandler(screen)
     for noisy in ("httpx", "urllib3", "matplotlib", "transformers", "accelerate", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+@contextlib.contextmanager
+def fold_log(folder: Path) -> Iterator[None]:
+    """Messages go to the fold's own log.txt too, unless the screen is that file (a process of cv.workers)."""
+    path = folder / "log.txt"
+    if path.exists() and os.path.samestat(os.fstat(1), path.stat()):
+        yield
+        return
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(Masked(_LINE))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
 
 
 class Console:

@@ -26,6 +26,7 @@ from mmexpert.metrics.statistics import group_bootstrap
 from mmexpert.types import ConfigError, Encoding, NonFiniteError
 
 log = logging.getLogger(__name__)
+_PARTS = ("train", "valid", "test", "external")
 
 
 class ClassificationEvaluator:
@@ -36,6 +37,9 @@ class ClassificationEvaluator:
     def __init__(self, linear_probe: list[str], nearest_neighbour: list[str], prior: str, seed: int) -> None:
         if prior not in ("as_trained", "train"):
             raise ConfigError(f"evaluator.prior={prior}: choose as_trained or train")
+        for name, parts in (("linear_probe", linear_probe), ("nearest_neighbour", nearest_neighbour)):
+            if strange := sorted(set(parts) - set(_PARTS)):
+                raise ConfigError(f"evaluator.{name}: there is no part {strange[0]!r}; a list of some of {', '.join(_PARTS)}")
         self.linear_probe, self.nearest_neighbour, self.prior, self.seed = linear_probe, nearest_neighbour, prior, seed
         self._mixed_told: set[str] = set()
 

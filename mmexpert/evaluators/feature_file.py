@@ -1,5 +1,6 @@
 """Features that another program has made, as one NPZ file, scored by the protocol of FashionIQ or CIRR. Nothing is unpickled."""
 
+import logging
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from mmexpert.metrics.composed import (
 )
 from mmexpert.types import ConfigError, DataError
 
+log = logging.getLogger(__name__)
 _GROUP = 6
 _NEEDED = ("gallery", "gallery_names", "references", "targets", "text_features")
 _KNOWN = (*_NEEDED, "members", "reference_features", "pairids", "texts")
@@ -61,6 +63,8 @@ def read_features(path: Path, protocol: str) -> FeatureFile:
     if len(targets) != len(references) or not len(references):
         raise DataError(f"{path}: references has {len(references)} names, targets {len(targets)}: one of each a query, at least one query")
     found = {name: _rows(path, name, array, row) for name, array in (("references", references), ("targets", targets))}
+    if same := int((found["references"] == found["targets"]).sum()):
+        log.warning("%s: %d of %d queries have their reference as target: nothing is asked for there", path, same, len(targets))
     members = _members(path, arrays, found, row) if protocol == "cirr" else None
     _check_extras(path, arrays, len(references))
     own = "reference_features" in arrays
@@ -83,8 +87,10 @@ def score_features(file: FeatureFile, protocol: str, combine: str, ties: str) ->
         metrics = plain_metrics(ranked, FASHIONIQ_K)
         values = [metrics[f"R@{k}"] for k in FASHIONIQ_K]
         metrics |= {"average": sum(values) / len(values)} | three_means(values)
+    others = len(file.gallery) - (excluded is not None)
     return metrics, {
         "protocol": protocol,
+        "chance": {f"R@{k}": 100 * min(1.0, k / others) for k in (CIRR_K if protocol == "cirr" else FASHIONIQ_K)},
         "reference": "in the gallery" if excluded is None else "left out of the gallery",
         "reference_features": "of their own" if file.own_references else "gallery rows",
         "combiner": combine,

@@ -113,6 +113,7 @@ def test_a_mirror_that_makes_captions_false_is_warned_of(build, scenes):
     [
         ("scenes", {"images": {"train": 0}}, "train 1 or more"),
         ("scenes", {"images": {"valid": -1}}, "each 0 or more"),
+        ("scenes", {"images": 120}, "dataset.images.train=N sets one"),
         ("scenes", {"captions": "second"}, "choose random, first, all"),
         ("composed_scenes", {"captions": 3}, "choose 1 or 2"),
         ("composed_scenes", {"extra": -1}, "extra=-1"),

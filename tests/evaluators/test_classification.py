@@ -147,3 +147,5 @@ def test_a_set_without_classes_and_a_model_without_scores_are_told_what_to_choos
         judge(toy_objective(ToyModel()), loaders(clear([0, 1, 2]), [0, 1, 2]), ACCELERATOR, "test")
     with pytest.raises(ConfigError, match="evaluator.prior=flat: choose as_trained or train"):
         ClassificationEvaluator([], [], "flat", 0)
+    with pytest.raises(ConfigError, match="evaluator.nearest_neighbour: there is no part 'tests'"):
+        ClassificationEvaluator([], ["tests"], "as_trained", 0)
