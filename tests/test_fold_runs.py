@@ -14,7 +14,7 @@ from mmexpert.engine.folds import Fold
 from mmexpert.engine.lock import RunLock
 from mmexpert.engine.status import Status, read_status, write_status
 from mmexpert.train import put_aside
-from mmexpert.types import ConfigError, DataError, RunFolderError
+from mmexpert.types import ConfigError, DataError, NonFiniteError, RunFolderError
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLD = "import sys; from pathlib import Path; from mmexpert.engine.lock import RunLock; RunLock(Path(sys.argv[1])).acquire(); print(1, flush=True); input()"
@@ -98,13 +98,13 @@ def test_finished_folds_are_not_trained_again_and_count_in_the_value(tmp_path, f
 def test_a_failed_fold_does_not_stop_the_others_and_its_error_ends_the_command(tmp_path, folds, caplog):
     def train(session, fold, count, accelerator):
         if fold.number != 3:
-            raise (DataError, ConfigError)[fold.number - 1](f"no {fold.number}")
+            raise (DataError, NonFiniteError)[fold.number - 1](f"no {fold.number}")
         trained(session, fold, count, accelerator)
 
     with pytest.raises(DataError, match="no 1"):
         run(folds, session(tmp_path), train)
     assert read_status(tmp_path / "fold_3").state == "done"
-    assert "failed: fold 1: DataError: no 1; fold 2: ConfigError: no 2" in caplog.text
+    assert "failed: fold 1: DataError: no 1; fold 2: NonFiniteError: no 2" in caplog.text
 
 
 def test_a_run_is_said_to_run_from_its_beginning(tmp_path, folds):
