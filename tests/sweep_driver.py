@@ -22,6 +22,9 @@ def train_run(plain: dict[str, Any], folder: Path, overrides: list[str], trust: 
     (folder / f"rank_{os.environ.get('RANK', '0')}_of_{os.environ.get('WORLD_SIZE', '1')}").touch()
     if os.environ.get("RANK", "0") != "0":  # as in the real one, the first rank alone writes the run's files
         return 10.0 * seed
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    while len(list(folder.glob("rank_*"))) < ranks:  # training gathers: the first is not done before the last begins
+        time.sleep(0.05)
     (folder / "config.json").write_text(json.dumps({"config": plain, "overrides": overrides}))
     status = Status("running", config_hash(plain, NOT_HASHED))
     write_status(folder, status)
