@@ -40,7 +40,7 @@ def inputs_of(role: str, place: Path, model: Any) -> Inputs:
     if role == "text":
         return _sentences(place)
     if not place.is_dir():
-        raise DataError(f"{place}: there is no such folder")
+        raise DataError(f"{place}: there is no such folder; a path counts from here, {Path.cwd()}")
     if role == "image":
         return _pictures(place)
     return _clips(place, view_names(model.config["dataset"]["views"]))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmexpert.data.composed_index import Annotations
-from mmexpert.data.strict_json import strict_json
+from mmexpert.data.parsed_json import parsed_json
 from mmexpert.engine.files import write_atomic
 from mmexpert.metrics.composed import unit_fp64
 from mmexpert.types import DataError
@@ -85,7 +85,7 @@ def read_submission(path: Path) -> Submitted:
 
     try:
         raw = path.read_bytes()
-        return Submitted(path, strict_json(raw.decode("utf-8-sig"), unique), len(raw))
+        return Submitted(path, parsed_json(raw.decode("utf-8-sig"), unique), len(raw))
     except FileNotFoundError as error:
         raise DataError(f"check={path}: there is no such file") from error
     except ValueError as error:

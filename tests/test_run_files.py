@@ -64,7 +64,7 @@ def test_the_log_names_the_chance_level_which_epoch_was_kept_and_why_the_run_end
     assert f"chance level of loss_clip: ln(16) = {math.log(16):.4f}" in log
     metrics = stored("metrics.json")
     kept = f"best epoch {metrics['best_epoch']}: valid/RSum {metrics['best_value']:.4f}"
-    assert f"ended after epoch 2, all epochs done; {kept}" in log
+    assert f"ended after epoch 2, trained to its end; {kept}" in log
 
 
 def test_both_pictures_are_drawn_in_150_dpi(tiny_run):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mmexpert.data.findings import DataFault, FaultList
-from mmexpert.data.strict_json import strict_json
+from mmexpert.data.parsed_json import parsed_json
 from mmexpert.types import ConfigError
 
 CLASS_TEXTS = "class_texts.json"
@@ -42,7 +42,7 @@ def read_class_texts(given: Any, root: Path) -> tuple[dict[str, tuple[str, ...]]
     if path is None:
         raise DataFault(f"dataset.class_texts={given}: there is no such file, here or in {root}", "missing_file", name)
     try:
-        return _lists(strict_json(path.read_text(encoding="utf-8-sig"), _no_twins), str(path)), str(path)
+        return _lists(parsed_json(path.read_text(encoding="utf-8-sig"), _no_twins), str(path)), str(path)
     except ValueError as error:  # syntax (with line and column), encoding, a class twice
         raise DataFault(f"{path}: {error}; write a JSON object class -> text or list of texts", "json_syntax", str(path)) from error
 

@@ -56,7 +56,9 @@ class Columns:
 def read_index(root: Path, metadata: str | None, columns: Columns, allow_outside: bool, faults: FaultList) -> ImageIndex:
     """The images of a folder: by its metadata.csv, or by `metadata` (from here, else from root), else by class folders."""
     if not root.is_dir():
-        raise DataFault(f"dataset.root={root}: there is no such folder", "missing_file", str(root))
+        raise DataFault(
+            f"dataset.root={root}: there is no such folder; it should hold <class>/**/*.png or a {METADATA}", "missing_file", str(root)
+        )
     path = root / METADATA
     if metadata is not None:
         path = next((path for path in (Path(metadata), root / metadata) if path.is_file()), None)

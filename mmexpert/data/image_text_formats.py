@@ -13,7 +13,7 @@ from typing import Any
 from mmexpert.data.findings import DataFault, FaultList
 from mmexpert.data.pictures import SUFFIXES
 from mmexpert.data.radar_text_index import read_json
-from mmexpert.data.strict_json import strict_json
+from mmexpert.data.parsed_json import parsed_json
 from mmexpert.types import ConfigError
 
 SPLITS = {
@@ -51,7 +51,11 @@ def read_rows(root: Path, index: str, columns: dict[str, str], faults: FaultList
     if unknown := sorted(set(columns) - set(COLUMNS)):
         raise ConfigError(f"dataset.columns.{unknown[0]}: there are {', '.join(COLUMNS)}")
     if not root.is_dir():
-        raise DataFault(f"dataset.root={root}: there is no such folder; dataset=scenes needs none", "missing_file", str(root))
+        raise DataFault(
+            f"dataset.root={root}: there is no such folder; give the one that holds the pictures (dataset=scenes needs none)",
+            "missing_file",
+            str(root),
+        )
     if index == "auto":
         index = _found(root)
     if index == FOLDERS:
@@ -105,7 +109,7 @@ def _jsonl_rows(path: Path, columns: dict[str, str], faults: FaultList) -> Itera
             if line.strip():
                 with faults.catching():
                     try:
-                        fields = strict_json(line)
+                        fields = parsed_json(line)
                     except ValueError as error:
                         message = f"{path}, line {number}: no JSON object ({error}); one record a line"
                         raise DataFault(message, "json_syntax", str(path), f"line {number}") from error

@@ -109,7 +109,11 @@ class RadarText(RadarDataset):
         if not self.splits.get("train"):
             raise ConfigError("dataset.splits.train: name one or more split files")
         if not Path(self.root).is_dir():
-            raise DataFault(f"dataset.root={self.root}: there is no such folder", "missing_file", self.root)
+            raise DataFault(
+                f"dataset.root={self.root}: there is no such folder; it should hold <folder>/<view>/<id>.npy and the split files",
+                "missing_file",
+                self.root,
+            )
         return names
 
     def _entries(self, faults: FaultList) -> Iterator[Entry]:

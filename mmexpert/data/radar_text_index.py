@@ -11,7 +11,7 @@ from typing import Any
 from mmexpert.data.findings import DataFault, FaultList
 from mmexpert.data.paths import plain
 from mmexpert.data.sampling import hash_order
-from mmexpert.data.strict_json import strict_json
+from mmexpert.data.parsed_json import parsed_json
 
 _NEEDED = ("filefolder", "fileindex", "captions")
 _TYPES = {
@@ -69,7 +69,7 @@ def read_json(path: Path, repeated: list[str] | None = None) -> Any:
         return dict(pairs)
 
     try:
-        return strict_json(path.read_text(encoding="utf-8-sig"), unique, constant)
+        return parsed_json(path.read_text(encoding="utf-8-sig"), unique, constant)
     except FileNotFoundError as error:
         raise fault("missing_file", ": there is no such file; correct dataset.splits or dataset.root") from error
     except UnicodeDecodeError as error:

@@ -107,7 +107,7 @@ def _metrics(progress: Progress, scored: dict[str, Evaluation], best_epoch: int)
 
 def _ending(progress: Progress, best_epoch: int) -> str:
     """Why training has ended, and which epoch is kept."""
-    ended = "all epochs done" if progress.patience_left else "early stopping"
+    ended = "trained to its end" if progress.patience_left else "early stopping"
     if progress.best_value is None:
         return f"{ended}; no validation, the last epoch is kept: {best_epoch}"
     return f"{ended}; best epoch {best_epoch}: {next(iter(progress.best))} {progress.best_value:.4f}"

@@ -164,7 +164,9 @@ def _line(
     panel: Any, places: list[int], rows: list[dict[str, Any]], key: str, name: str, factor: float = 1.0, style: str = "-", marker: Any = "o"
 ) -> None:
     values = [factor * row[key] if row.get(key) is not None else _NAN for row in rows]
-    if any(not math.isnan(value) for value in values):
+    shown = sum(not math.isnan(value) for value in values)
+    if shown:
+        marker = "o" if shown == 1 else marker  # a line through one point can not be seen
         panel.plot(places, values, style, marker=marker, markersize=3, label=name)
 
 

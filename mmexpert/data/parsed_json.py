@@ -18,7 +18,7 @@ def not_a_number(name: str) -> float:
     return float(name)
 
 
-def strict_json(
+def parsed_json(
     text: str, to_object: Callable[..., dict[str, Any]] = plain_object, to_constant: Callable[[str], Any] = not_a_number
 ) -> Any:
     """The value of a text; to_object and to_constant are json.loads's object_pairs_hook and parse_constant.
