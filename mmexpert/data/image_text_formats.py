@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mmexpert.data.findings import DataFault, FaultList
+from mmexpert.data.parsed_json import parsed_json
 from mmexpert.data.pictures import SUFFIXES
 from mmexpert.data.radar_text_index import read_json
-from mmexpert.data.parsed_json import parsed_json
 from mmexpert.types import ConfigError
 
 SPLITS = {

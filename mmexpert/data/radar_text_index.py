@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mmexpert.data.findings import DataFault, FaultList
+from mmexpert.data.parsed_json import parsed_json
 from mmexpert.data.paths import plain
 from mmexpert.data.sampling import hash_order
-from mmexpert.data.parsed_json import parsed_json
 
 _NEEDED = ("filefolder", "fileindex", "captions")
 _TYPES = {

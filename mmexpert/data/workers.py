@@ -1,13 +1,17 @@
 """Loader processes of one loader: how they start, how their failures are told, how they end."""
 
+import logging
+import multiprocessing
 import os
 import signal
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -18,6 +22,8 @@ from mmexpert.data.collate import Collate
 from mmexpert.data.records import Draw, RecordDataset
 from mmexpert.types import Batch, MmexpertError, ProcessError
 
+log = logging.getLogger(__name__)
+_START_S, _STARTS = 30.0, 3  # a worker is up in milliseconds; on a machine that swaps, in seconds
 _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -91,6 +97,7 @@ class Stream:
         self.source, self.settings, self.requests = source, settings, Requests()
         parallel = settings.num_workers > 0
         self._iterator: Any = None
+        self._up = multiprocessing.RawArray("b", settings.num_workers) if parallel else []  # set by each worker once it runs
         self._loader = DataLoader(
             source,
             batch_size=None,
@@ -100,15 +107,34 @@ class Stream:
             persistent_workers=persistent and parallel,
             pin_memory=settings.pin_memory,
             timeout=settings.timeout_s if parallel else 0,
-            worker_init_fn=start_worker if parallel else None,
+            worker_init_fn=partial(start_worker, self._up) if parallel else None,
             generator=torch.Generator().manual_seed(seed),  # its own: else the iterator draws from torch's global one
         )
 
     def batches(self, requests: Iterable[list[Draw]]) -> Iterator[Batch]:
         """The batches of the requests, in order. The workers start with this call, not with the first batch."""
         self.requests.batches = requests
-        self._iterator = self._await(iter, self._loader)
-        return self._deliver()
+        for _ in range(_STARTS):
+            if self._loader._iterator is None:  # no workers that stayed
+                self._up[:] = [0] * len(self._up)
+            self._iterator = self._await(iter, self._loader)
+            if not (stuck := self._stuck()):
+                return self._deliver()
+            log.warning("loader workers %s have not come up in %g s and are started anew", stuck, _START_S)
+            for pid in stuck:
+                os.kill(pid, signal.SIGKILL)
+            self.close()
+        raise ProcessError(f"no loader worker came up in {_STARTS} starts of {_START_S:g} s; trainer.num_workers=0 needs none")
+
+    def _stuck(self) -> list[int]:
+        """Ids of the workers that do not come up. A fork copies the locks that other threads (gloo's) hold at that moment, and a child
+        that needs one of them waits for ever: rare, and seen (pytorch issue 130610 is another case)."""
+        deadline = time.monotonic() + _START_S
+        while not all(self._up) and not self.dead():
+            if time.monotonic() > deadline:
+                return [worker.pid for worker, up in zip(self._iterator._workers, self._up, strict=True) if not up]
+            time.sleep(0.001)
+        return []
 
     def close(self) -> None:
         """Ends the workers: torch asks first; one that hangs and ignores TERM is killed, by its own id."""
@@ -207,10 +233,15 @@ class Children:
 _CHILDREN = Children()
 
 
-def start_worker(_: int) -> None:
-    """Deaf to what stops a run: a signal to the group must not end the worker before the run has saved. torch gives it one thread."""
+def start_worker(up: Any, worker: int) -> None:
+    """Deaf to what stops a run: a signal to the group must not end the worker before the run has saved. torch gives it one thread.
+
+    up[worker] = 1 says that it runs, after it has done once what every batch needs.
+    """
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
+    torch.stack([torch.zeros(1)]).share_memory_()
+    up[worker] = 1
 
 
 def _told(names: list[str]) -> str:

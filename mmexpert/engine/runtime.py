@@ -108,8 +108,9 @@ def launch(settings: LaunchSettings, tracker_name: str | None, folder: Path) -> 
     if precision == "fp16" and on_cpu:
         raise ConfigError("trainer.mixed_precision=fp16 on a CPU is about 80 times slower than fp32: use bf16 or no")
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world))))
+    if world > 1:  # said in any case, before gloo has threads: the first call registers with libc, under a lock that forks copy
+        share = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world)))
+        torch.set_num_threads(torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else share)
     AcceleratorState._reset_state(False)  # a second job of a multirun may have another precision; the process group stays
     GradientState._reset_state()
     accelerator = Accelerator(

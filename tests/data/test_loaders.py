@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmexpert.data import workers
 from mmexpert.data.collate import Collate
 from mmexpert.data.findings import DataFault
 from mmexpert.data.loaders import Loaders, PlanSettings, WorkerSettings
@@ -228,6 +229,29 @@ def test_a_worker_that_hangs_is_told_by_its_samples_and_killed(make):
     with pytest.raises(ProcessError, match="nothing for trainer.loader_timeout_s=1.*c013"):
         list(loaders.part("valid"))
     assert not children() - before
+
+
+def test_a_worker_that_does_not_come_up_is_started_anew(make, monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(workers, "_START_S", 0.5)
+    before, start = children(), workers.start_worker
+
+    def hangs_once(up, number):
+        if number == 1 and len(list(tmp_path.iterdir())) < failures:
+            (tmp_path / str(os.getpid())).touch()
+            signal.pause()
+        start(up, number)
+
+    monkeypatch.setattr(workers, "start_worker", hangs_once)
+    failures = 1
+    loaders = make(Noise(32), 2)
+    assert seen(loaders.train(0, 0)) == seen(make(Noise(32)).train(0, 0))
+    [hung] = tmp_path.iterdir()
+    assert f"loader workers [{hung.name}] have not come up in 0.5 s" in caplog.text and len(children() - before) == 2
+    assert seen(loaders.train(1, 0)) == seen(make(Noise(32)).train(1, 0)) and len(caplog.records) == 1
+    failures = 9
+    with pytest.raises(ProcessError, match="no loader worker came up in 3 starts of 0.5 s; trainer.num_workers=0 needs none"):
+        make(Noise(32), 2).train(0, 0)
+    assert len(list(tmp_path.iterdir())) == 4 and len(children() - before) == 2
 
 
 def test_leaving_an_evaluation_ends_its_workers(make):
