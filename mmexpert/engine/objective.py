@@ -68,8 +68,8 @@ class Objective(nn.Module):
     def _sequence_term(self, pair: Pair, keys: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """loss_seq over the pairs of all ranks, and the score gap of each head.
 
-        Only target tokens travel (the shorter side); each rank scores its own queries, and the matrix of scores is gathered with its
-        gradient. Every rank then has the whole loss, whose mean over ranks has the gradient of one process.
+        Only target tokens travel (the shorter side), and sums over the columns of the scores: each rank scores its own queries. The mean
+        over ranks is the loss, and has the gradient, of one process.
         """
         target_key = gather(keys if pair.target_key is None else pair.target_key)
         target = gather_tokens(pair.target)
@@ -79,8 +79,8 @@ class Objective(nn.Module):
         else:  # a part of the user's own
             rows = self.similarity(pair.query, target)
             heads = {"sequence": rows}
-        loss = self.sequence_loss.from_scores(gather(rows), gather(keys)[:, None] == target_key)["loss_clip"]
         positives = keys[:, None] == target_key
+        loss = self.sequence_loss.from_row_block(rows, positives)["loss_clip"]
         return loss, {f"score_gap_{name}": score_gap(scores.detach(), positives) for name, scores in heads.items()}
 
     def score_losses(self, scores: Tensor, positives: Tensor) -> dict[str, Tensor]:

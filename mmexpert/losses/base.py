@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmexpert.losses import tiling
+from mmexpert.losses.gather import gather
 from mmexpert.losses.tiling import Tiling
 from mmexpert.types import Batch, ConfigError, Pair, TokenCorpus
 
@@ -41,6 +42,13 @@ class Loss(nn.Module):
         The matrix is taken as whole: no other rank is asked. Half precision is raised to fp32, fp64 stays.
         """
         raise NotImplementedError
+
+    def from_row_block(self, scores: Tensor, positives: Tensor) -> dict[str, Tensor]:
+        """from_scores of the matrix [N R, C] of which each rank holds its own rows [R, C]; the mean over ranks is the loss.
+
+        Here every rank gathers the whole matrix; a loss that knows better sends less.
+        """
+        return self.from_scores(gather(scores), gather(positives.long()).bool())
 
     def class_loss(self, pair: Pair, batch: Batch) -> dict[str, Tensor]:
         """Terms of class logits; none here."""

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mmexpert.losses import tiling
 from mmexpert.losses.base import Loss, raised, require_positives
-from mmexpert.losses.gather import gather, processes
+from mmexpert.losses.gather import gather, max_over_ranks, processes, sum_over_ranks
 from mmexpert.losses.tiled import clip_tiles
 from mmexpert.types import ConfigError
 
@@ -58,6 +58,26 @@ class ClipLoss(Loss):
             logits = self.logit_scale.exp() * raised(scores)
             return self._terms(logits, logits.T, positives, positives.T)
 
+    def from_row_block(self, scores: Tensor, positives: Tensor) -> dict[str, Tensor]:
+        """Own rows of the scores; of the columns, whose other rows other ranks hold, only sums travel."""
+        if processes() == 1 or self._has_own_direction():
+            return super().from_row_block(scores, positives)
+        with torch.autocast(scores.device.type, enabled=False):
+            logits = self.logit_scale.exp() * raised(scores)
+            there, floor = self.direction(logits, positives, "query")
+            if self.directions == "query":
+                return {"loss_clip": there, "loss_clip_floor": floor}
+            back, back_floor = self._columns_of_all(logits, positives)
+            return {"loss_clip": (there + back) / 2, "loss_clip_floor": (floor + back_floor) / 2}
+
+    def _columns_of_all(self, logits: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
+        """direction() of the transposed logits of all ranks."""
+        count = require_positives(sum_over_ranks(positives.sum(0))[:, None], "target")
+        total = _log_sum_exp(logits)
+        if self.form == "in":
+            return (total - _log_sum_exp(logits.masked_fill(~positives, -torch.inf))).mean(), logits.new_zeros(())
+        return (total - sum_over_ranks((logits * positives).sum(0)) / count).mean(), count.to(logits.dtype).log().mean()
+
     def _form_for(self, query: Tensor) -> str:
         """dense, store or recompute: tiles know the form out alone, and no direction of somebody else's."""
         if self.form != "out" or self._has_own_direction():
@@ -104,3 +124,9 @@ class ClipLoss(Loss):
             return -log_share.masked_fill(~positives, -torch.inf).logsumexp(1).mean(), logits.new_zeros(())
         loss = -(log_share * positives).sum(1) / count
         return loss.mean(), count.to(logits.dtype).log().mean()
+
+
+def _log_sum_exp(logits: Tensor) -> Tensor:
+    """Of each column [C] over the rows of all ranks; -inf leaves an entry out."""
+    most = max_over_ranks(logits.amax(0))
+    return sum_over_ranks((logits - most).exp().sum(0)).log() + most

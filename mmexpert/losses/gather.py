@@ -32,6 +32,20 @@ def require_equal_rows(x: Tensor) -> None:
         raise ValueError(f"ranks hold {[int(size) for size in sizes]} rows: every rank needs as many")
 
 
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """Element-wise sum of every rank's x, on every rank. Backward is right where all ranks do the same with the sum: its gradient is
+    theirs times N, so that DDP's mean over ranks is the one-process gradient, and no rank has to be asked."""
+    return _Sum.apply(x) if processes() > 1 else x
+
+
+def max_over_ranks(x: Tensor) -> Tensor:
+    """Element-wise maximum of every rank's x, without gradient."""
+    most = x.detach().clone()
+    if processes() > 1:
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+    return most
+
+
 def _all(x: Tensor) -> Tensor:
     parts = [torch.empty_like(x) for _ in range(processes())]
     dist.all_gather(parts, x.contiguous())
@@ -53,3 +67,19 @@ class _Gather(torch.autograd.Function):
         dist.all_reduce(total)
         rows = len(total) // processes()
         return total[dist.get_rank() * rows :][:rows]
+
+
+class _Sum(torch.autograd.Function):
+    """An all-reduce whose gradient is the caller's own, N times."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        """The sum over ranks."""
+        total = x.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
+        """As if every rank had handed back the same."""
+        return grad * processes()

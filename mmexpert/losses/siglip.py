@@ -45,6 +45,10 @@ class SigLipLoss(Loss):
             return sigmoid_ring(query, target, keys, *given)
         return sigmoid_tiles(query, gather(target), (keys, gather(keys)), *given)
 
+    def from_row_block(self, scores: Tensor, positives: Tensor) -> dict[str, Tensor]:
+        """The own rows' share: pairs are independent."""
+        return self.from_scores(scores, positives)
+
     def from_scores(self, scores: Tensor, positives: Tensor) -> dict[str, Tensor]:
         """Loss of given scores."""
         require_positives(positives, "query")
