@@ -143,7 +143,7 @@ def versions() -> list[str]:
         try:
             found.append(f"{name} {version(name)}")
         except PackageNotFoundError:
-            found.append(f"{name} absent (its formula written out; pip install {name})")
+            found.append(f"{name} absent (its formula written out; pip install -e .[bench])")
     return found
 
 

@@ -64,7 +64,7 @@ def chunked_siglip(q: Tensor, t: Tensor, scale: Tensor, keys: Tensor) -> Tensor:
 
 
 def installed(name: str, plain: Peer) -> Peer:
-    """open_clip_torch's own loss where it is installed (pip install open_clip_torch), else the same formula written here."""
+    """open_clip_torch's own loss where it is installed (pip install -e .[bench]), else the same formula written here."""
     if importlib.util.find_spec("open_clip") is None:
         return plain
     import open_clip.loss
@@ -144,7 +144,7 @@ def main() -> None:
     peer = (
         "open_clip_torch"
         if importlib.util.find_spec("open_clip")
-        else "its formula written here (peer absent: pip install open_clip_torch)"
+        else "its formula written here (peer absent: pip install -e .[bench])"
     )
     print(f"clip and siglip against {peer}")
     table = Table(given.out)
