@@ -280,7 +280,7 @@ def test_a_fault_is_an_error_that_names_file_and_record_before_training(image_te
 
 
 def test_a_folder_that_does_not_exist_is_an_error_not_a_sample_set(image_text, tmp_path):
-    with pytest.raises(DataError, match="there is no such folder; dataset=scenes needs none"):
+    with pytest.raises(DataError, match="there is no such folder; give the one that holds the pictures"):
         image_text(tmp_path / "absent")
 
 
