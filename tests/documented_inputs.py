@@ -30,8 +30,8 @@ def named_films(root: Path) -> None:
 
 
 def pictures(root: Path) -> None:
-    """image_text: 60 drawn scenes with five captions each in every form, and Karpathy's."""
-    make_scenes.write_plain(root, 60, list(make_scenes.LAYOUTS), captions=5, side=32, seed=0)
+    """image_text: 60 drawn scenes with five captions each in data.json, and Karpathy's form."""
+    make_scenes.write_plain(root, 60, ["json"], captions=5, side=32, seed=0)
     rows = json.loads((root / "data.json").read_text(encoding="utf-8"))
     parts = ["train"] * 40 + ["val"] * 10 + ["test"] * 10
     told = [
@@ -63,7 +63,7 @@ def radhar(root: Path) -> None:
     """radhar: four sessions of each of five classes on two days, and a Test folder."""
     for label, name in enumerate(("boxing", "jack", "jump", "squats", "walk")):
         for take in range(5):
-            lines = session_text(80, 4, range=1.0 + label, secs=1561686032 + 86400 * (take % 2))
+            lines = session_text(80, 4, range=1.0 + label, intensity=20.0 + take, secs=1561686032 + 86400 * (take % 2))
             write_session(root / ("Test" if take == 4 else "Train") / name / f"{name}_{take}.txt", lines)
 
 

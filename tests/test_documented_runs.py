@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from documented import ROOT, documented_commands, sweep_jobs
 from documented_inputs import FOLDERS, checkout, features, source_configuration
+from omegaconf import DictConfig
 from warm_commands import call, start_server
 
 from mmexpert.command_line import composed, prepare_arguments
@@ -51,17 +52,17 @@ RUN = (  # sign of a command -> the command that has made its RUN
     ("images=DIR", f"{TRAIN} experiment=image_text"), ("evaluator.", f"{TRAIN} experiment=image_text"), ("", TRAIN),
 )  # fmt: skip
 STANDS_FOR = {  # folder that commands name -> what makes it, and where it lies below that
-    "outputs/radar/default": (TRAIN, "outputs/*/*"),
+    "outputs/radar/default": (TRAIN, "outputs/*/*/"),
     "outputs/radar": (f"{TRAIN} -m loss=clip,siglip encoder/radar=conv1d,vit", "outputs/radar"),
-    "outputs/cir_finetune/default": (f"{TRAIN} experiment=cir_finetune", "outputs/*/*"),
-    "outputs/cir_combiner/default": (COMBINER, "outputs/*/*"),
-    "outputs/image_text/trainer.epochs=8": (f"{TRAIN} experiment=image_text trainer.epochs=8", "outputs/*/*"),
+    "outputs/cir_finetune/default": (f"{TRAIN} experiment=cir_finetune", "outputs/*/*/"),
+    "outputs/cir_combiner/default": (COMBINER, "outputs/*/*/"),
+    "outputs/image_text/trainer.epochs=8": (f"{TRAIN} experiment=image_text trainer.epochs=8", "outputs/*/*/"),
     "outputs/embed/mine": ("python -m mmexpert.embed run=outputs/radar/default clips=DIR name=mine", "outputs/embed/mine"),
     "outputs/embed/photos": ("python -m mmexpert.embed run=RUN images=DIR name=photos", "outputs/embed/photos"),
-    "RUN_A": (FILM_SWEEP, "outputs/*/*"),
-    "RUN_B": (FILM_SWEEP, "outputs/*/*"),
-    "COMBINER_RUN": (COMBINER, "outputs/*/*"),
-    "SUM_RUN": ("python -m mmexpert.evaluate run=outputs/cir_combiner/default combiner=sum", "outputs/*/*/evaluate/*"),
+    "RUN_A": (FILM_SWEEP, "outputs/*/*/"),
+    "RUN_B": (FILM_SWEEP, "outputs/*/*/"),
+    "COMBINER_RUN": (COMBINER, "outputs/*/*/"),
+    "SUM_RUN": ("python -m mmexpert.evaluate run=outputs/cir_combiner/default combiner=sum", "outputs/*/*/evaluate/*/"),
     "A.json": ("python -m mmexpert.submit run=RUN dataset.split=test1 name=mine", "RUN/submission/recall_submission_mine.json"),
     "B.json": ("python -m mmexpert.submit run=RUN dataset.split=test1 name=mine", "RUN/submission/recall_subset_submission_mine.json"),
 }
@@ -149,20 +150,21 @@ class Workshop:
         return Done(here, code, log.read_text(encoding="utf-8"), {path for path, stamp in after.items() if before.get(path) != stamp})
 
     def lay(self, command: str, here: Path) -> None:
-        """Puts what the command names into the folder where it will run."""
-        for name in filter(lambda name: named(name, command), STANDS_FOR):
-            self.bring(*STANDS_FOR[name], here / name)
-        if named("RUN", command):
-            maker = next(maker for sign, maker in RUN if sign in command)
-            self.bring(maker, "outputs/*/*", here / "RUN")
-            self.lay_folder(maker, here)  # a stored run names its data set as the command did
+        """Puts what the command names into the folder where it will run, and what those commands named that have made it."""
+        if "--out DIR" not in command:
+            self.lay_folder(command, here)
         if named("FILE.npz", command):
             features(here / "FILE.npz")
         if "import_superclip" in command:
             source_configuration(here / "FILE")
             source_configuration(here / "F")
-        if "--out DIR" not in command:
-            self.lay_folder(command, here)
+        brought = {name: found for name, found in STANDS_FOR.items() if named(name, command)}
+        if named("RUN", command):
+            brought["RUN"] = next(maker for sign, maker in RUN if sign in command), "outputs/*/*/"
+        for name, (maker, pattern) in brought.items():
+            if not (here / name).exists():
+                self.bring(maker, pattern, here / name)
+                self.lay(maker, here)  # a stored run tells its towers and its data set as its command did
 
     def lay_folder(self, command: str, here: Path) -> None:
         """DIR, where the command names it: a link to a folder in the form of its data set."""
@@ -202,16 +204,24 @@ class Workshop:
         jobs = [composed(*job) for job in sweep_jobs(prepare_arguments(overrides))]
         found = ["trainer.max_steps=2", "trainer.batch_size=8", "trainer.num_workers=0"]
         few = {"n_splits": 2, "inner_splits": 2, "inner_val": 0.5}
-        found += [f"cv.{key}={value}" for key, value in few.items() if all(cfg.cv.get(key) for cfg in jobs)]
+        found += [f"cv.{key}={value}" for key, value in few.items() if all(cfg.cv.method != "none" and cfg.cv.get(key) for cfg in jobs)]
         if "encoder.image.name=RN" in " ".join(words):
             return found + RESNET_CLIP
-        parts = [{node._target_.rpartition(".")[2] for node in (cfg.dataset, *cfg.encoder.values()) if node} for cfg in jobs]
-        return found + [size for part, sizes in SIZES.items() if all(part in of_job for of_job in parts) for size in sizes]
+        for part, sizes in SIZES.items():
+            if all(part in large_parts(cfg) for cfg in jobs):
+                found += sizes
+        return found
 
 
 def named(name: str, command: str) -> bool:
     """Whether a name stands in a command as a whole."""
     return re.search(rf"(?<![\w/]){re.escape(name)}(?![\w/.])", command) is not None
+
+
+def large_parts(cfg: DictConfig) -> set[str]:
+    """Class names of the data set and of the towers, but for those that are small and without stored weights already."""
+    nodes = [node for node in (cfg.dataset, *cfg.encoder.values()) if node and node.get("weights", "stored") is not None]
+    return {node._target_.rpartition(".")[2] for node in nodes}
 
 
 def arguments_of(words: list[str]) -> list[str]:

@@ -36,4 +36,5 @@ def _as_main(module: str, arguments: list[str], folder: Path, log: Path) -> None
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     sys.argv = [module, *arguments]
+    sys.modules.pop(module, None)  # as in a fresh interpreter, where runpy is the first to load it
     runpy.run_module(module, run_name="__main__", alter_sys=True)
