@@ -47,9 +47,9 @@ def pictures(root: Path) -> None:
 
 
 def radar_text(root: Path, layout: str = "folders") -> None:
-    """radar_text: 32 clips in three split files. layout: of clip_files.write_views, or legacy, ID.npy [T, 128]."""
+    """radar_text: 92 clips in three split files. layout: of clip_files.write_views, or legacy, ID.npy [T, 128]."""
     root.mkdir()
-    for name, numbers in (("train.json", range(0, 20)), ("val.json", range(20, 26)), ("test.json", range(26, 32))):
+    for name, numbers in (("train.json", range(80)), ("val.json", range(80, 86)), ("test.json", range(86, 92))):
         rows = [{"filefolder": "clips", "fileindex": f"{n:06d}", "captions": [f"a person squats {n} times"]} for n in numbers]
         write_split(root, name, rows)
         for row in rows:

@@ -8,21 +8,23 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
 import pytest
+from clip_files import views_of
 from documented import ROOT, documented_commands, sweep_jobs
 from documented_inputs import FOLDERS, checkout, features, source_configuration
 from omegaconf import DictConfig
 from warm_commands import call, start_server
 
+import mmexpert
 from mmexpert.command_line import composed, prepare_arguments
 from mmexpert.engine.status import read_status
 
-pytestmark = pytest.mark.slow
 COMMANDS = documented_commands()
 FOUR_GPUS = "four GPUs"
 SLURM = "srun is a cluster's"
@@ -253,6 +255,12 @@ def workshop(clip_folder: Path, bert_folder: Path, tmp_path_factory: pytest.Temp
         yield Workshop(tmp_path_factory.mktemp("documented"), {"CLIP": clip_folder, "BERT": bert_folder})
 
 
+def test_each_documented_command_is_run_or_says_why_not():
+    assert not set(NOT_RUN) - set(COMMANDS), "no page has these any more"
+    assert all(any(sign in command for sign, *_ in LEAVES) for command in COMMANDS)
+
+
+@pytest.mark.slow  # 10 to 15 minutes in all
 @pytest.mark.parametrize("command", sorted(set(COMMANDS) - set(NOT_RUN)))
 def test_a_documented_command_does_what_it_is_there_for(command, workshop):
     done = workshop.ran(command)
@@ -263,3 +271,19 @@ def test_a_documented_command_does_what_it_is_there_for(command, workshop):
     assert found or not patterns, sorted(done.fresh)
     for run in {path.parent for path in found if "mmexpert.train" in command}:
         assert read_status(done.folder / run).state == "done"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
+def test_the_python_of_a_page_scores_saves_and_exports(page, workshop, tmp_path, monkeypatch):
+    [code] = re.findall(r"^    import mmexpert\n(?:    .*\n)+", (ROOT / page).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    workshop.lay("outputs/radar/default", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names = {"clip": views_of(0)}
+    exec(textwrap.dedent(code), names)
+    model, score = names["model"], names["scores"].item()
+    model.save("given")
+    model.export("radar.pt2", "radar", format="torch")
+    again = mmexpert.load("given")
+    assert again.similarity(again.encode_text("a person walks toward the radar"), again.encode_radar(names["clip"])).item() == score
+    assert -1 <= score <= 1 and Path("radar.pt2").is_file()
