@@ -60,11 +60,12 @@ def radar_text(root: Path, layout: str = "folders") -> None:
 
 
 def radhar(root: Path) -> None:
-    """radhar: four sessions of each of five classes on two days, and a Test folder."""
+    """radhar: four sessions of each of five classes on two days, and a Test folder of a third day."""
     for label, name in enumerate(("boxing", "jack", "jump", "squats", "walk")):
         for take in range(5):
-            lines = session_text(80, 4, range=1.0 + label, intensity=20.0 + take, secs=1561686032 + 86400 * (take % 2))
-            write_session(root / ("Test" if take == 4 else "Train") / name / f"{name}_{take}.txt", lines)
+            part, day = ("Test", 2) if take == 4 else ("Train", take % 2)
+            lines = session_text(80, 4, range=1.0 + label, intensity=20.0 + take, secs=1561686032 + 86400 * day)
+            write_session(root / part / name / f"{name}_{take}.txt", lines)
 
 
 def humanml3d(root: Path) -> None:

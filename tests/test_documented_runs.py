@@ -63,7 +63,7 @@ def test_each_documented_command_is_run_or_says_why_not():
 
 
 @pytest.mark.slow  # 10 to 15 minutes in all
-@pytest.mark.parametrize("command", sorted(set(COMMANDS) - set(NOT_RUN)))
+@pytest.mark.parametrize("command", names := sorted(set(COMMANDS) - set(NOT_RUN)), ids=names)
 def test_a_documented_command_does_what_it_is_there_for(command, workshop):
     done = workshop.ran(command)
     assert done.code == 0, done.output[-4000:]
