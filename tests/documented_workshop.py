@@ -51,7 +51,7 @@ SMALLER = {  # programs with sizes of their own -> what makes them small
 }
 SIZES = {  # class of a part -> overrides
     "RadarSim": ["dataset.train=48", "dataset.valid=16", "dataset.test=16"],
-    "HipPhantom": ["dataset.n_patients=96"],
+    "HipPhantom": ["dataset.n_patients=160", "dataset.images_per_patient=1"],
     "Scenes": ["dataset.images={train:48,valid:16,test:16}"],
     "ComposedScenes": ["dataset.triplets={train:32,valid:8,test:8}"],
     "RadarConv1d": ["encoder.radar.width=16"],
