@@ -4,6 +4,7 @@ test_documented_commands.py only composes them. `pytest -m slow -n 0 tests/test_
 """
 
 import re
+import shutil
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +55,9 @@ def workshop(clip_folder: Path, bert_folder: Path, tmp_path_factory: pytest.Temp
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("PYTHONPATH", str(ROOT))
         start_server(ROOT)
-        yield Workshop(tmp_path_factory.mktemp("documented"), {"CLIP": clip_folder, "BERT": bert_folder})
+        root = tmp_path_factory.mktemp("documented")
+        yield Workshop(root, {"CLIP": clip_folder, "BERT": bert_folder})
+        shutil.rmtree(root)  # gigabytes of runs; what a failed command has printed is told
 
 
 def test_each_documented_command_is_run_or_says_why_not():
