@@ -42,6 +42,7 @@ STANDS_FOR = {  # folder that commands name -> what makes it, and where it lies 
     "A.json": ("python -m mmexpert.submit run=RUN dataset.split=test1 name=mine", "RUN/submission/recall_submission_mine.json"),
     "B.json": ("python -m mmexpert.submit run=RUN dataset.split=test1 name=mine", "RUN/submission/recall_subset_submission_mine.json"),
 }
+MAKERS = {maker for _, maker in RUN} | {maker for maker, _ in STANDS_FOR.values()}
 SMALLER = {  # programs with sizes of their own -> what makes them small
     "evaluator.folds_of": ["evaluator.folds_of=4"],
     "kill_campaign": ["--kills", "1", "--processes", "1"],
@@ -106,6 +107,8 @@ class Workshop:
         else:
             code = launch(words, here, log, here if of_checkout else ROOT)
         after = stamps(here)
+        for folder in list((here / "outputs").rglob("checkpoints")) if command not in MAKERS else ():
+            shutil.rmtree(folder)  # gigabytes in all
         return Done(here, code, log.read_text(encoding="utf-8"), {path for path, stamp in after.items() if before.get(path) != stamp})
 
     def lay(self, command: str, here: Path) -> None:
