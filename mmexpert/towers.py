@@ -31,7 +31,10 @@ class StoredTowers:
             if (folder / "model.safetensors").exists() and (folder / "config.json").exists():
                 stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
                 return cls(run, folder, {role: node for role, node in stored["encoder"].items() if node})
-        raise RunFolderError(f"model.towers={run}: no model/ with model.safetensors and config.json there; a run writes it at its end")
+        raise RunFolderError(
+            f"model.towers={run}: no model/ with model.safetensors and config.json there; a run writes it at its end, and a path counts "
+            f"from here, {Path.cwd()}"
+        )
 
     def nodes(self, wanted: dict[str, Config | None]) -> dict[str, Config | None]:
         """The wanted nodes, to be built without fetching anything: their weights come from here.

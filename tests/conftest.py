@@ -117,3 +117,21 @@ def clip_folder(save_clip_tokenizer: Callable[[Path], int], tmp_path_factory: py
     model.save_pretrained(folder)
     CLIPImageProcessor().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of 2 layers and width 32 with a pooler and a tokenizer of a few words, written as Hugging Face writes it."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    from mmexpert.encoders.tokenizer import scratch_tokenizer
+
+    texts = ["a person walks", "someone waves with the left arm, then turns around", "a jump", "walks to the radar"]
+    tokenizer = scratch_tokenizer(texts * 2, 300, 24)
+    folder = tmp_path_factory.mktemp("models") / "bert"
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 24}
+    BertModel(BertConfig(vocab_size=tokenizer.vocab_size, **small)).save_pretrained(folder)
+    tokenizer.tokenizer.save_pretrained(folder)
+    return folder

@@ -4,9 +4,16 @@ import re
 import shlex
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-_OURS = re.compile(r"(?:python|torchrun|accelerate launch|srun) (?:.* )?(?:-m mmexpert\.\w|scripts/\w+\.py)")
+_OURS = re.compile(r"(?:[A-Z_]+=\S+ )*(?:python|torchrun|accelerate launch|srun) (?:.* )?(?:-m mmexpert\.\w|scripts/\w+\.py)")
+
+
+def documented_commands() -> dict[str, list[str]]:
+    """Each command of the pages once: its words joined -> its words."""
+    return {" ".join(words): words for page in PAGES for words in commands_of(page.read_text(encoding="utf-8"))}
 
 
 def commands_of(text: str) -> list[list[str]]:
@@ -21,6 +28,19 @@ def commands_of(text: str) -> list[list[str]]:
                 if _OURS.match(part.strip()):
                     found.append(shlex.split(re.sub(r"\[(--[^\]]*)\]", r"\1", part), comments=True))  # [--run]: may be left out
     return found
+
+
+def sweep_jobs(overrides: list[str]) -> list[list[str]]:
+    """Overrides of jobs that together use every value of a multirun."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    values = [
+        list(one.sweep_string_iterator()) if one.is_sweep_override() else [text.partition("=")[2]]
+        for one, text in zip(parsed, overrides, strict=True)
+    ]
+    keys = [text.partition("=")[0] for text in overrides]
+    return [
+        [f"{key}={choices[job % len(choices)]}" for key, choices in zip(keys, values, strict=True)] for job in range(max(map(len, values)))
+    ]
 
 
 def files_of(text: str) -> dict[str, str]:

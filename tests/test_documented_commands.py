@@ -8,13 +8,13 @@ import sys
 import types
 from collections.abc import Iterator
 from functools import cache
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from documented import PAGES, ROOT, commands_of, files_of
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from documented import PAGES, ROOT, commands_of, documented_commands, files_of, sweep_jobs
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -23,7 +23,7 @@ from mmexpert.config import check, instantiate
 from mmexpert.own_keys import own_and_overrides, own_values
 from mmexpert.types import DataError
 
-COMMANDS = {" ".join(words): words for page in PAGES for words in commands_of(page.read_text(encoding="utf-8"))}
+COMMANDS = documented_commands()
 STORED = {  # runs that `run=RUN` may stand for: preset -> what else its command needs
     "radar": [],
     "radhar": ["dataset.root=DIR"],
@@ -60,6 +60,7 @@ def stored(preset: str) -> dict[str, Any]:
 
 def launched(words: list[str]) -> list[str]:
     """What a launcher hands on: [module or script, its arguments]. The launcher's own options are checked by its parser."""
+    words = list(dropwhile(lambda word: "=" in word, words))  # variables of the environment
     if words[0] == "torchrun":
         from torch.distributed.run import get_args_parser
 
@@ -74,19 +75,6 @@ def launched(words: list[str]) -> list[str]:
         return rest[1:] if rest[0] == "-m" else rest
     assert given.module
     return [given.training_script, *given.training_script_args]
-
-
-def sweep_jobs(overrides: list[str]) -> list[list[str]]:
-    """Overrides of jobs that together use every value of a multirun."""
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    values = [
-        list(one.sweep_string_iterator()) if one.is_sweep_override() else [text.partition("=")[2]]
-        for one, text in zip(parsed, overrides, strict=True)
-    ]
-    keys = [text.partition("=")[0] for text in overrides]
-    return [
-        [f"{key}={choices[job % len(choices)]}" for key, choices in zip(keys, values, strict=True)] for job in range(max(map(len, values)))
-    ]
 
 
 def check_train(arguments: list[str], folder: Path) -> None:

@@ -124,9 +124,10 @@ def _check_parts(fold: Fold, records: dict[str, Record]) -> None:
         for sample in getattr(fold, part):
             group = records[sample].group
             if owner.setdefault(group, part) != part:
+                away = ", or keep the data set's own test part out of dataset.root" if part == "external" else ""
                 raise DataError(
                     f"{_called(fold)}: the group {group!r} is in {owner[group]} and in {part} (record {sample}): rows of one group "
-                    "know each other; give the record another split or group"
+                    f"know each other; give the record another split or group{away}"
                 )
 
 

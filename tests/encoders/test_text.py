@@ -19,26 +19,6 @@ def tokenizer():
     return scratch_tokenizer(TEXTS * 2, 300, 24)
 
 
-@pytest.fixture(scope="module")
-def bert_folder(tokenizer, tmp_path_factory):
-    """A BERT of 2 layers and width 32 with a pooler, written as Hugging Face writes it."""
-    from transformers import BertConfig, BertModel
-
-    folder = tmp_path_factory.mktemp("models") / "bert"
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=24,
-    )
-    BertModel(config).save_pretrained(folder)
-    tokenizer.tokenizer.save_pretrained(folder)
-    return folder
-
-
 def scratch(tokenizer):
     torch.manual_seed(0)
     return ScratchText(tokenizer, 8, 0.5, BERT, 300, 24, False).eval()

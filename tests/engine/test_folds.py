@@ -5,6 +5,7 @@ import json
 import os
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -366,6 +367,12 @@ def test_a_damaged_file_is_told_and_never_replaced(tmp_path, content):
     with pytest.raises(RunFolderError, match="resume=never"):
         settle_folds(tmp_path, dataset(grouped(), "ab"), settings())
     assert (tmp_path / FILE).read_text() == content
+
+
+def test_a_group_that_is_in_the_sets_own_test_part_too_is_told_with_what_to_do():
+    own_test = [replace(record, id=f"test/{record.id}", split="test") for record in grouped()]
+    with pytest.raises(DataError, match="in external .*keep the data set's own test part out of dataset.root"):
+        make_folds(dataset([*grouped(), *own_test], "ab"), settings())
 
 
 def test_a_file_whose_parts_share_a_group_is_refused(tmp_path):
