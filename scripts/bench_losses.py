@@ -141,11 +141,7 @@ def cases(quick: bool) -> list[Case]:
 def main() -> None:
     """Prints the table."""
     given = arguments(__doc__)
-    peer = (
-        "open_clip_torch"
-        if importlib.util.find_spec("open_clip")
-        else "its formula written here (peer absent: pip install -e .[bench])"
-    )
+    peer = "open_clip_torch" if importlib.util.find_spec("open_clip") else "its formula written here (peer absent: pip install -e .[bench])"
     print(f"clip and siglip against {peer}")
     table = Table(given.out)
     for case in cases(given.quick):

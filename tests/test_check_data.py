@@ -2,12 +2,11 @@
 
 import csv
 import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from warm_commands import warm_run
 
 from mmexpert import check_data
 from mmexpert.data.findings import Finding
@@ -108,8 +107,7 @@ def test_a_check_of_the_same_fingerprint_is_not_made_again(here, monkeypatch):
 
 
 def command(folder, *arguments):
-    call = [sys.executable, "-m", "mmexpert.check_data", *arguments]
-    return subprocess.run(call, cwd=folder, capture_output=True, text=True, timeout=120)
+    return warm_run("mmexpert.check_data", arguments, folder)
 
 
 @pytest.fixture

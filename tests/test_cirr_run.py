@@ -1,9 +1,7 @@
 """A CIRR folder from training to the server's files: val files say what evaluate says, the checker passes both."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +9,7 @@ import pytest
 from composed_sets import write_cirr
 from omegaconf import OmegaConf
 from torch import nn
+from warm_commands import warm_run
 
 from mmexpert import submitting
 from mmexpert.command_line import composed
@@ -21,9 +20,7 @@ SMALL = ["encoder.image.side=16", "trainer.epochs=1", "trainer.batch_size=8", "t
 
 
 def command(folder: Path, module: str, *arguments: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", f"mmexpert.{module}", *arguments]
-    return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+    return warm_run(f"mmexpert.{module}", arguments, folder)
 
 
 def test_a_run_that_composes_nothing_is_refused_before_a_picture_is_read(tmp_path, monkeypatch):

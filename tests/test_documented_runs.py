@@ -13,7 +13,6 @@ import pytest
 from clip_files import views_of
 from documented import ROOT
 from documented_workshop import COMMANDS, Workshop
-from warm_commands import start_server
 
 import mmexpert
 from mmexpert.engine.status import read_status
@@ -54,7 +53,6 @@ LEAVES = (  # sign of a command -> the files of which it writes some, what it pr
 def workshop(clip_folder: Path, bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("PYTHONPATH", str(ROOT))
-        start_server(ROOT)
         root = tmp_path_factory.mktemp("documented")
         yield Workshop(root, {"CLIP": clip_folder, "BERT": bert_folder})
         shutil.rmtree(root)  # gigabytes of runs; what a failed command has printed is told

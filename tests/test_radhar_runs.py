@@ -1,13 +1,13 @@
 """RadHAR's two protocols through the command: folds grouped by session, and Train against a Test folder beside it."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from warm_commands import warm_run
 
 from mmexpert import cv
 
@@ -45,9 +45,7 @@ def radhar_root(tmp_path_factory):
 
 
 def train(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "mmexpert.train", *SMALL, PROMPTS, *overrides]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return warm_run("mmexpert.train", [*SMALL, PROMPTS, *overrides], folder)
 
 
 def test_folds_by_session_end_in_a_summary_with_interval_and_every_row_predicted_once(radhar_root, tmp_path):

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from warm_commands import warm_run
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [
@@ -45,9 +46,9 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def train(folder: Path, *overrides: str, processes: int = 1, **extra: str) -> subprocess.CompletedProcess:
-    start = [sys.executable, "-m", "mmexpert.train"]
-    if processes > 1:
-        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m", "mmexpert.train"]
+    if processes == 1:
+        return warm_run("mmexpert.train", overrides, folder, environment(**extra))
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m", "mmexpert.train"]
     return subprocess.run([*start, *overrides], cwd=folder, env=environment(**extra), capture_output=True, text=True, timeout=300)
 
 

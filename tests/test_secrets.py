@@ -3,11 +3,10 @@
 import json
 import logging
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warm_commands import warm_run
 
 from mmexpert.command_line import prepare_arguments
 from mmexpert.engine.console import set_up_logging
@@ -42,9 +41,7 @@ def test_a_planted_secret_is_in_no_file_of_the_outputs_folder_nor_on_the_screen(
         f"init_from=/nowhere/{SECRET}" if fails else "trainer.monitor=[valid/RSum]",
         "resume=auto",
     ]
-    ended = subprocess.run(
-        [sys.executable, "-m", "mmexpert.train", *given], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
-    )
+    ended = warm_run("mmexpert.train", given, tmp_path, environment)
     assert ended.returncode == (4 if fails else 0), ended.stderr
     assert holders(tmp_path / "outputs") == []
     assert not any(SECRET in str(path) for path in tmp_path.rglob("*"))

@@ -3,8 +3,10 @@
 import multiprocessing
 import os
 import runpy
+import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 PRELOADED = (
@@ -13,15 +15,34 @@ PRELOADED = (
 )  # fmt: skip
 
 
-def start_server(package: Path) -> None:
-    """Says what the process that is forked imports first. package: where mmexpert lies."""
-    os.environ["PYTHONPATH"] = str(package)  # the server's own, and that of the processes which the commands start
-    multiprocessing.get_context("forkserver").set_forkserver_preload(list(PRELOADED))
+ROOT = Path(__file__).resolve().parents[1]
 
 
-def call(module: str, arguments: Sequence[str], folder: Path, log: Path, seconds: float) -> int:
-    """The exit code of the command, run below folder; what it prints goes to log. Minus a signal's number where the time is up."""
-    child = multiprocessing.get_context("forkserver").Process(target=_as_main, args=(module, list(arguments), folder, log))
+def warm_run(
+    module: str, arguments: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None, seconds: float = 300
+) -> subprocess.CompletedProcess:
+    """What subprocess.run would give of the command, run below folder; environment: os.environ where it is None."""
+    with tempfile.TemporaryDirectory() as place:
+        out, err = Path(place, "out"), Path(place, "err")
+        code = call(module, arguments, folder, out, seconds, err, environment)
+        texts = [file.read_text(encoding="utf-8", errors="replace") for file in (out, err)]
+    return subprocess.CompletedProcess([module, *arguments], code, *texts)
+
+
+def call(
+    module: str,
+    arguments: Sequence[str],
+    folder: Path,
+    out: Path,
+    seconds: float,
+    err: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> int:
+    """The exit code of the command; what it prints goes to out, and to err if that is given. Minus a signal's number where the time is up."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    environment = dict(os.environ if environment is None else environment) | {"PYTHONPATH": str(ROOT)}
+    child = context.Process(target=_as_main, args=(module, list(arguments), folder, (out, err or out), environment))
     child.start()
     child.join(seconds)
     if child.exitcode is None:
@@ -30,11 +51,12 @@ def call(module: str, arguments: Sequence[str], folder: Path, log: Path, seconds
     return child.exitcode
 
 
-def _as_main(module: str, arguments: list[str], folder: Path, log: Path) -> None:
+def _as_main(module: str, arguments: list[str], folder: Path, streams: tuple[Path, Path], environment: dict[str, str]) -> None:
+    for descriptor, path in zip((1, 2), streams, strict=True):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     os.chdir(folder)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(descriptor, stream)
+    os.environ.clear()
+    os.environ.update(environment)
     sys.argv = [module, *arguments]
     sys.modules.pop(module, None)  # as in a fresh interpreter, where runpy is the first to load it
     runpy.run_module(module, run_name="__main__", alter_sys=True)
