@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
+from mmexpert.losses import tiling
 from mmexpert.losses.gather import own_rank
 from mmexpert.losses.positives import Positives
 from mmexpert.losses.ring import around
@@ -84,13 +85,11 @@ class _Sums:
         for start in range(0, len(tile), STRIP):  # a strip stays in the cache
             strip, names = tile[start : start + STRIP], keys[0][rows][start : start + STRIP, None]
             factor = 1 + extra * (names == keys[1]) if extra and positives.any_others else None
-            soft = F.softplus(strip, threshold=self.threshold)
-            self.value += (soft if factor is None else soft.mul_(factor)).sum(dtype=torch.float64)
-            if self.wants:
-                strip.sigmoid_()
-                if factor is not None:
-                    strip.mul_(factor)
-                self.dbias += strip.sum(dtype=torch.float64)
+            soft = softplus_(strip, self.threshold)
+            if factor is not None:
+                soft.mul_(factor), strip.mul_(factor)
+            self.value += soft.sum()
+            self.dbias += strip.sum()
         if self.wants:
             self.dx[rows].addmm_(tile, y)
             dy.addmm_(tile.T, self.x[rows])
@@ -122,3 +121,21 @@ class _Sums:
         share = self.scale / len(self.x)
         dscale = (self.x * self.dx).sum() / len(self.x)
         return self.dx.mul_(share), dy.mul_(share), dscale.to(self.scale.dtype), (self.dbias / len(self.x)).to(self.bias.dtype)
+
+
+def softplus_(z: Tensor, threshold: float) -> Tensor:
+    """log(1 + exp(z)); z becomes its sigmoid. threshold: where softplus(z) = z to the last digit.
+
+    torch's softplus takes log1p, on a CPU 5 times as slow as log. With u = 1 + e rounded, log(1 + e) = log(u) + (1 + e - u) / u to the
+    last digit: the second term is what rounding took, for small e all there is.
+    """
+    if not tiling.free_to_read(z) or float(z.amax()) > threshold:
+        soft = F.softplus(z, threshold=threshold)
+        z.sigmoid_()
+        return soft
+    e = z.exp_()
+    u = e + 1
+    lost = e - (u - 1)
+    soft = u.log().add_(lost.div_(u))
+    e.div_(u)
+    return soft

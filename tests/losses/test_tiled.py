@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from mmexpert.losses.clip import ClipLoss
 from mmexpert.losses.siglip import SigLipLoss
+from mmexpert.losses.tiled_sigmoid import softplus_
 from mmexpert.losses.tiling import Tiling
 from mmexpert.types import ConfigError
 
@@ -92,6 +93,18 @@ def test_the_height_of_a_tile_changes_nothing(make, size, monkeypatch):
     module = "mmexpert.losses.tiled" if make is clip else "mmexpert.losses.tiled_sigmoid"
     monkeypatch.setattr(f"{module}.row_tiles", lambda rows: [slice(a, min(rows, a + size)) for a in range(0, rows, size)])
     assert worst(differentiated(make("recompute", 14.3), query, target, keys), expected) <= 1e-12
+
+
+@pytest.mark.parametrize("dtype, digits", [(torch.float32, 4e-7), (torch.float64, 8e-16)])
+@pytest.mark.parametrize("most", [19.9, 400.0])
+def test_softplus_and_sigmoid_in_one_pass_keep_their_digits_from_tiny_to_huge(dtype, digits, most):
+    z = torch.linspace(-80, most, 4001, dtype=dtype)
+    wide = z.double()
+    expected = [max(float(x), 0.0) + math.log1p(math.exp(-abs(float(x)))) for x in wide]
+    strip = z.clone()
+    soft = softplus_(strip, 20.0 if dtype == torch.float32 else 40.0)
+    torch.testing.assert_close(soft.double(), torch.tensor(expected, dtype=torch.float64), rtol=digits, atol=0)
+    torch.testing.assert_close(strip.double(), wide.sigmoid(), rtol=digits, atol=0)
 
 
 @pytest.mark.parametrize("scale, noise", [(14.3, 0.3), (40, 0.5), (76, 0.7)])
