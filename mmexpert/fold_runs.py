@@ -134,7 +134,7 @@ def finish_folds(session: Session, accelerator: Any) -> list[int]:
     summary = _sum_up(session)
     while summary["folds_missing"] and any(_ended(session, f"fold_{number}") for number in summary["folds_missing"]):
         summary = _sum_up(session)
-    for line in ["", *fold_table(summary)]:
+    for line in ["", *fold_table(summary), *where(session, summary)]:
         log.info("%s", line)
     if not summary["folds_missing"] and (before is None or before.state != "done"):
         tracker = open_tracker(session, session.folder, accelerator, "summary")
@@ -146,6 +146,14 @@ def finish_folds(session: Session, accelerator: Any) -> list[int]:
     return summary["folds_missing"]
 
 
+def where(session: Session, summary: dict[str, Any]) -> list[str]:
+    """The last lines of a run with folds: what to open."""
+    folds = ", ".join(f"fold_{number}" for number in summary["folds_done"])
+    files = "report.html, cv_summary.md, cv_summary.json, oof_predictions.csv, per_class.csv, confusion.csv"
+    there = [name for name in files.split(", ") if name == "report.html" or (session.folder / name).exists()]  # the page is written last
+    return ["", f"in {session.folder}: {', '.join(there)}; {folds}"]
+
+
 def _ended(session: Session, place: str) -> bool:
     status = read_status(session.folder / place)
     return status is not None and status.state == "done"
@@ -153,7 +161,7 @@ def _ended(session: Session, place: str) -> bool:
 
 def _sum_up(session: Session) -> dict[str, Any]:
     summary = aggregate(session.folder)
-    write_atomic(session.folder / "result.txt", "\n".join(["", *fold_table(summary)]) + "\n")
+    write_atomic(session.folder / "result.txt", "\n".join(["", *fold_table(summary), *where(session, summary)]) + "\n")
     done = summary["state"] == "done" and (not session.cv.refit or _ended(session, PLACE))
     _write_state(session, "done" if done else "", 0)
     return summary

@@ -23,7 +23,8 @@ from mmexpert.types import Batch
 B, T, M, D = 8, 496, 20, 256
 MATRIX = 1024  # side of the products whose rate goal 16 is a share of
 OVERRIDES = (
-    "encoder/radar=vit", "encoder.text.vocab_size=30000", "encoder.radar.tower.dropout=0", "encoder.radar.trunk.dropout=0", f"model.projection_dim={D}",
+    "encoder/radar=vit", "encoder.radar.tower.dropout=0", "encoder.radar.trunk.dropout=0", f"model.projection_dim={D}",
+    "encoder.text.vocab_size=30000",
     "encoder.text.bert={width: 384, layers: 6, heads: 6, feedforward: 1536, dropout: 0.0}",
 )  # fmt: skip
 

@@ -231,6 +231,8 @@ def test_weights_that_act_twice_and_undeclared_groups_are_told_in_every_result(t
         assert stored(path)["over_corrected"] is True and stored(path)["groups"] == "none declared"
     assert any("over-corrected" in warning for warning in summary["warnings"]) and any("no groups" in w for w in summary["warnings"])
     assert "groups none declared" in (folder / "cv_summary.md").read_text() and "OVER-CORRECTED" in (folder / "result.txt").read_text()
+    last = (folder / "result.txt").read_text().splitlines()[-1]
+    assert last.startswith(f"in {folder}: report.html, cv_summary.md, ") and last.endswith("confusion.csv; fold_1, fold_2")
 
 
 NESTED = [

@@ -54,7 +54,7 @@ def aggregate(folder: Path) -> dict[str, Any]:
         "pooled": pooled,
         "external": external,
         **({"nested": wins(folder, [fold["fold"] for fold in done], grid)} if grid is not None else {}),
-        "warnings": _warnings(info, config, statuses, entries) + _stamped(metrics) + _unscored(external) + said,
+        "warnings": _warnings(info, config, statuses, entries) + _one_class(rows) + _stamped(metrics) + _unscored(external) + said,
         "config": config | {"cv": {key: value for key, value in config["cv"].items() if key not in ("fold", "workers")}},  # one summary
         "environment": _environment(folder),
     }
@@ -95,7 +95,10 @@ def summary_table(summary: dict[str, Any]) -> str:
         cells = [_number(entry[key]) for key in ("mean", "sd", "min", "max")] + [str(entry["n"])]
         cells += [_interval(entry["ci95_corrected"]), _interval(entry["ci95_bootstrap"]), _number(entry["chance"])]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += ["", "Corrected: Nadeau and Bengio's t interval over folds. Bootstrap: over groups, without the variance of training."]
+    lines += [
+        "",
+        "Corrected: Nadeau and Bengio's t interval over folds. Bootstrap: groups drawn within fold and class; training varies more.",
+    ]
     return "\n".join([*lines, *(f"WARNING: {warning}" for warning in summary["warnings"])]) + "\n"
 
 
@@ -172,6 +175,17 @@ def _warnings(info: dict[str, Any], config: dict[str, Any], statuses: dict[int, 
     if some:
         said.append(f"not known in every fold, so the mean is over fewer: {', '.join(some)}")
     return said
+
+
+def _one_class(rows: Sequence[FoldRows]) -> list[str]:
+    """Folds whose model says the same of every row: then drawing rows moves hardly any figure."""
+    constant = [fold.number for fold in rows if len({row.get("predicted", "") for row in fold.rows}) == 1 and "predicted" in fold.rows[0]]
+    if not constant:
+        return []
+    folds = f"fold{'s' * (len(constant) > 1)} {', '.join(map(str, constant))}"
+    return [
+        f"{folds} predict one class only, nothing is told apart there: the interval over groups is too narrow, look at the one over folds"
+    ]
 
 
 def _stamped(metrics: Sequence[dict[str, Any]]) -> list[str]:

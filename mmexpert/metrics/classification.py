@@ -52,14 +52,28 @@ def classification_metrics(probabilities: np.ndarray, labels: np.ndarray, ordere
 
 
 def chance_lines(labels: np.ndarray, classes: int) -> dict[str, float]:
-    """What guessing gives: acc the largest share, balanced_acc and map 1 / classes used, nll the entropy of the shares."""
-    shares = np.bincount(labels, minlength=classes) / len(labels)
-    shares = shares[shares > 0]
-    even = 1 / len(shares)
+    """What guessing gives: acc the largest share, balanced_acc 1 / classes used, map of random orders, nll the entropy of the shares."""
+    counts = np.bincount(labels, minlength=classes)
+    counts = counts[counts > 0]
+    shares = counts / len(labels)
     return {
-        "acc": float(shares.max()), "balanced_acc": even, "map": even, "macro_auroc": 0.5, "kappa": 0.0, "mcc": 0.0,
+        "acc": float(shares.max()),
+        "balanced_acc": 1 / len(shares),
+        "map": float(np.mean([chance_precision(int(n), len(labels)) for n in counts])),
+        "macro_auroc": 0.5,
+        "kappa": 0.0,
+        "mcc": 0.0,
         "nll": float(-(shares * np.log(shares)).sum()),
-    }  # fmt: skip
+    }
+
+
+def chance_precision(positives: int, rows: int) -> float:
+    """Mean average precision of random orders: (H + (p - 1) / (n - 1) (n - H)) / n with H = 1 + 1/2 + ... + 1/n; above the share p / n,
+    for few rows far above."""
+    if positives == rows:
+        return 1.0
+    harmonic = float((1 / np.arange(1, rows + 1)).sum())
+    return (harmonic + (positives - 1) / (rows - 1) * (rows - harmonic)) / rows
 
 
 def confusion_counts(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:

@@ -111,7 +111,7 @@ def fold_tables(run: StoredRun) -> str:
     rows = [_fold_row(key, entries[key]) for key in shown]
     folds = summary["folds_done"]
     caption = f"Means over {len(folds)} folds, {summary['groups']} groups, selection {summary['selection']}"
-    note = "corrected: Nadeau and Bengio's t interval over folds; bootstrap: over groups, without the variance of training"
+    note = "corrected: Nadeau and Bengio's t interval over folds; bootstrap: groups drawn within fold and class; training varies more"
     head = ("metric", "mean", "", "sd", "95 % corrected", "95 % bootstrap", "chance", *(f"fold {number}" for number in folds))
     warnings = "".join(f'<p class="warn">{text(warning)}</p>' for warning in summary.get("warnings", []))
     external = summary.get("external", {}).get("metrics", {})

@@ -238,6 +238,16 @@ def test_a_metric_that_a_fold_lacks_is_a_mean_over_fewer_and_said_so(tmp_path):
     assert any("not known in every fold" in warning and "test/acc" in warning for warning in summary["warnings"])
 
 
+def test_folds_that_predict_one_class_are_named_beside_the_interval_that_they_narrow(tmp_path):
+    finished(tmp_path)
+    assert not any("one class only" in warning for warning in aggregate(tmp_path)["warnings"])
+    for number in (2, 4):
+        path = tmp_path / f"fold_{number}/predictions.csv"
+        path.write_text(csv_text([row | {"predicted": "down"} for row in table(path)]))
+    warnings = aggregate(tmp_path)["warnings"]
+    assert any(warning.startswith("folds 2, 4 predict one class only") for warning in warnings), warnings
+
+
 def test_choosing_on_the_reported_folds_is_stamped_optimistic(tmp_path):
     summary = aggregate(finished(tmp_path, selection="outer"))
     assert summary["optimistic"] is True and "OPTIMISTIC" in summary_table(summary)

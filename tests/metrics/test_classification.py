@@ -1,5 +1,6 @@
 """Classification metrics against scikit-learn on random cases with absent classes, and by hand where it says nothing."""
 
+import itertools
 import math
 import warnings
 
@@ -11,6 +12,7 @@ from mmexpert.metrics.classification import (
     auroc,
     average_precision,
     chance_lines,
+    chance_precision,
     classification_metrics,
     confusion_counts,
     group_rows,
@@ -107,8 +109,16 @@ def test_equal_count_bins_split_what_equal_width_bins_pool():
 
 def test_chance_lines_are_what_guessing_gives():
     got = chance_lines(np.array([0, 0, 0, 2]), 4)
-    assert got["acc"] == 0.75 and got["balanced_acc"] == got["map"] == 0.5 and got["macro_auroc"] == 0.5
+    assert got["acc"] == 0.75 and got["balanced_acc"] == 0.5 and got["macro_auroc"] == 0.5
+    assert got["map"] == pytest.approx((chance_precision(3, 4) + chance_precision(1, 4)) / 2)
     assert got["nll"] == pytest.approx(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
+
+
+@pytest.mark.parametrize("positives, rows", [(1, 4), (3, 4), (4, 4), (2, 5), (3, 7)])
+def test_chance_of_average_precision_is_its_mean_over_all_orders(positives, rows):
+    places = itertools.combinations(range(1, rows + 1), positives)
+    precisions = [sum(found / place for found, place in enumerate(places, 1)) / positives for places in places]
+    assert chance_precision(positives, rows) == pytest.approx(sum(precisions) / len(precisions), rel=1e-12)
 
 
 def test_groups_vote_by_mean_probability_and_a_group_of_two_labels_is_left_out_and_counted():
