@@ -44,8 +44,7 @@ class TrackerSettings:
         if self.log_with is not None and self.log_with not in NAMES:
             raise ConfigError(f"tracker.log_with={self.log_with}: choose one of {', '.join(NAMES)}, or null")
         if self.log_with is not None and importlib.util.find_spec(NAMES[self.log_with]) is None:
-            remedy = "pip install mlflow" if self.log_with == "mlflow" else f"pip install 'mmexpert[{self.log_with}]'"
-            raise ConfigError(f"tracker={self.log_with} is not installed: {remedy}, or tracker=csv")
+            raise ConfigError(f"tracker={self.log_with} is not installed: pip install 'mmexpert[{self.log_with}]', or tracker=csv")
         if self.mode not in ("offline", "online"):
             raise ConfigError(f"tracker.mode={self.mode}: choose offline or online")
 
