@@ -1,14 +1,16 @@
 """The training step of three view transformers (depth 4, width 192) and a BERT of 384 x 6, B 8, against timm's towers and foreach AdamW.
 
 Both sides: dropout off, forward, contrastive loss, backward, clipping, AdamW. The towers' products are counted, not assumed equal: the
-FLOPs of both are printed. Goals 15 and 16 of the specification; 17 (loop) and 18 (host reads) are tests/engine/test_training_step.py.
+FLOPs of both are printed. Goals 15, 16 and 25 of the specification; 18 (host reads) is tests/engine/test_training_step.py.
 
     python scripts/bench_step.py [--quick] [--rounds 3] [--out FILE.json]
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from bench_losses import usual_clip
 from measure import Table, arguments, seconds
 from torch import Tensor, nn
@@ -18,9 +20,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmexpert import build
 from mmexpert.command_line import composed
 from mmexpert.data.views import VIEW_ROWS
+from mmexpert.engine.accumulate import accumulation
+from mmexpert.engine.objective import Objective
 from mmexpert.types import Batch
 
 B, T, M, D = 8, 496, 20, 256
+MICRO_BATCHES = 2  # of B rows each
 MATRIX = 1024  # side of the products whose rate goal 16 is a share of
 OVERRIDES = (
     "encoder/radar=vit", "encoder.radar.tower.dropout=0", "encoder.radar.trunk.dropout=0", f"model.projection_dim={D}",
@@ -63,13 +68,13 @@ class Peer(nn.Module):
         return usual_clip(query, target, self.scale.exp(), batch["positive_key"])
 
 
-def example(tokens: int) -> Batch:
+def example(tokens: int, rows: int = B) -> Batch:
     """Random clips and captions of full length."""
     generator = torch.Generator().manual_seed(0)
-    radar = {view: torch.rand(B, rows, T, generator=generator) for view, rows in VIEW_ROWS.items()}
-    ids = torch.randint(5, tokens, (B, M), generator=generator)
+    radar = {view: torch.rand(rows, bins, T, generator=generator) for view, bins in VIEW_ROWS.items()}
+    ids = torch.randint(5, tokens, (rows, M), generator=generator)
     text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return {"radar": radar | {"mask": torch.ones(B, T, dtype=torch.bool)}, "text": text, "positive_key": torch.arange(B)}
+    return {"radar": radar | {"mask": torch.ones(rows, T, dtype=torch.bool)}, "text": text, "positive_key": torch.arange(rows)}
 
 
 def stepping(module: nn.Module, loss: Callable[[Batch], Tensor], batch: Batch, fused: bool, half: bool) -> Callable[[], None]:
@@ -85,6 +90,26 @@ def stepping(module: nn.Module, loss: Callable[[Batch], Tensor], batch: Batch, f
         optimizer.zero_grad(set_to_none=True)
 
     return step
+
+
+def pieces(batch: Any, count: int) -> list[Any]:
+    """A batch as so many micro-batches."""
+    if isinstance(batch, Tensor):
+        return list(batch.chunk(count))
+    parts = {name: pieces(value, count) for name, value in batch.items()}
+    return [{name: part[number] for name, part in parts.items()} for number in range(count)]
+
+
+def backward(objective: Objective, batch: Batch, count: int) -> Callable[[], None]:
+    """Gradients of one batch: at once, or exactly the same in micro-batches (trainer.accumulate=features)."""
+    accelerator = Accelerator(cpu=True)
+    way = accumulation("features" if count > 1 else "gradients", accelerator, objective)
+
+    def work() -> None:
+        for _ in way(objective, objective, pieces(batch, count)):
+            objective.zero_grad(set_to_none=True)
+
+    return work
 
 
 def main() -> None:
@@ -116,6 +141,11 @@ def main() -> None:
     table.row("step, bf16, against the same in fp32", time["bf16"], time["peer"], None, 1.5, None)
     ideal = flops["fp32"] / (2 * MATRIX**3 / time["product"])
     table.row("step, fp32, share of the rate of matrix products (ratio = share)", time["fp32"], ideal, None, 0.6, None)
+    large = {**example(200, MICRO_BATCHES * B), "id": torch.arange(MICRO_BATCHES * B)}
+    both = {count: backward(objectives[0], large, count) for count in (1, MICRO_BATCHES)}
+    time = seconds({str(count): work for count, work in both.items()}, given.rounds, given.clock)
+    case = f"gradients of a batch in {MICRO_BATCHES} micro-batches, accumulate=features, against the undivided batch"
+    table.row(case, time[str(MICRO_BATCHES)], time["1"], None, 1 / 1.4, None)
     table.finish()
 
 
