@@ -41,6 +41,7 @@ def whole_tree(tree: Any, keep: bool) -> Any:
     """Nested containers with sharded tensors whole, on the CPU; None for them where keep is false. Every process calls it."""
 
     def gathered(leaf: Any) -> Any:
+        """A leaf, whole and on the CPU where it was sharded."""
         if not is_part(leaf):
             return leaf
         full = leaf.full_tensor()  # also where it is not kept: the others wait for this process's part

@@ -50,6 +50,7 @@ def clip_tiles(x: Tensor, y: Tensor, scale: Tensor, keys: tuple[Tensor, Tensor],
 class _ClipTiles(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, y: Tensor, scale: Tensor, positives: Positives, both: bool, store: bool) -> tuple[Tensor, ...]:
+        """(loss, query to target, target to query, floor); the gradients are formed here, for backward to scale."""
         with torch.autocast(x.device.type, enabled=False):
             pieces = (_OneExponential if one_exponential(scale) else _TwoPass)(x, y, scale, positives.first, store)
             terms, weights = _value(pieces, positives, both)
@@ -119,6 +120,7 @@ class _OneExponential(_Pieces):
         return tile
 
     def sums(self) -> None:
+        """As _Pieces: the same exponentials summed along rows and columns."""
         self.lc.zero_()
         for rows in self.tiles:
             tile = self.make(rows)
@@ -130,6 +132,7 @@ class _OneExponential(_Pieces):
         self.lc.log2_().add_(self.m)
 
     def weights(self, tile: Tensor, rows: slice, lq: Tensor, lt: Tensor, shares: tuple[float, float]) -> Tensor:
+        """As _Pieces: each exponential times what its row and its column have to give."""
         by_row, by_column = (self.m - lq[rows]).exp2_().mul_(shares[0]), (self.m - lt).exp2_().mul_(shares[1])
         for part, strip, second in self.strips(tile):
             strip.mul_(torch.add(by_row[part, None], by_column, out=second))
@@ -145,6 +148,7 @@ class _TwoPass(_Pieces):
         return tile
 
     def sums(self) -> None:
+        """As _Pieces: each row about its own maximum, each column about the highest so far."""
         top, total = torch.full_like(self.lc, 2 * NEVER), torch.zeros_like(self.lc)
         for rows in self.tiles:
             tile = self.make(rows)
@@ -164,6 +168,7 @@ class _TwoPass(_Pieces):
         torch.add(total.log2_(), top, out=self.lc)
 
     def weights(self, tile: Tensor, rows: slice, lq: Tensor, lt: Tensor, shares: tuple[float, float]) -> Tensor:
+        """As _Pieces: an exponential for the row and one for the column."""
         for part, strip, second in self.strips(tile):
             torch.sub(strip, lt, out=second).exp2_()
             strip.sub_(lq[rows][part, None]).exp2_().mul_(shares[0])

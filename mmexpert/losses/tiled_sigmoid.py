@@ -36,6 +36,7 @@ class _SigmoidTiles(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, keys: tuple[Tensor, Tensor], positive_weight: float, ring: bool
     ) -> Tensor:
+        """The mean over rows; the gradients are formed here, for backward to scale."""
         with torch.autocast(x.device.type, enabled=False):
             sums = _Sums(x, scale.detach(), bias.detach(), positive_weight, any(ctx.needs_input_grad))
             if ring:
