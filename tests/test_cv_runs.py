@@ -98,8 +98,8 @@ def test_every_fold_has_its_own_log_and_classes_and_the_run_has_all_lines(refitt
 
 
 def test_what_is_wrong_in_every_fold_ends_the_run_in_the_first(films, tmp_path):
-    with pytest.raises(ConfigError, match="optimizer.lr='abc': a number is needed"):
-        run(tmp_path / "run", f"dataset.root={films}", "optimizer.lr=abc")
+    with pytest.raises(ConfigError, match="optimizer: Invalid epsilon value: -1"):
+        run(tmp_path / "run", f"dataset.root={films}", "optimizer.eps=-1")
     assert (tmp_path / "run" / "fold_1").exists() and not (tmp_path / "run" / "fold_2").exists()
 
 
