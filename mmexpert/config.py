@@ -139,7 +139,8 @@ def suggest(word: str, known: Sequence[str]) -> str:
     """': did you mean X? There are a, b, c' for a misspelt word, or the list alone; nothing where nothing is known."""
     if not known:
         return ""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    plain = {name.lower(): name for name in known}
+    near = [plain[name] for name in difflib.get_close_matches(word.lower(), plain, n=1, cutoff=0.6)]
     hint = f": did you mean {near[0]!r}?" if near else "."
     return f"{hint} There are {', '.join(sorted(known))}"
 
