@@ -121,9 +121,8 @@ def _without_radar(cfg: DictConfig) -> str:
     if not OmegaConf.select(cfg, "encoder.radar._target_") or "views" in cfg.dataset:
         return ""
     option, presets = WITHOUT_RADAR.get(target, ("", sorted({preset for _, fitting in WITHOUT_RADAR.values() for preset in fitting})))
-    commands = " or ".join(f"experiment={preset}" for preset in presets)
-    behind = f", and dataset={option} behind it" if option else " and your data set behind it"
-    return f"dataset={option or target} has no radar, which the encoder/radar of this command reads: choose {commands}{behind}"
+    commands = " or ".join(f"experiment={preset} dataset={option or 'YOURS'}" for preset in presets)
+    return f"dataset={option or target} has no radar, which the encoder/radar of this command reads: choose {commands}"
 
 
 def _explain(error: OmegaConfBaseException) -> str:
