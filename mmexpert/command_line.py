@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,7 +62,7 @@ _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQ
 
 def prepare_arguments(argv: Sequence[str]) -> list[str]:
     """The arguments as Hydra's grammar can read them. Raises ConfigError for old flags and literal secrets."""
-    for argument, following in zip(argv, [*argv[1:], "--"], strict=True):
+    for argument, following in zip_longest(argv, argv[1:], fillvalue=""):
         _refuse_flag(argument, "" if following.startswith("--") or "=" in following else following)
     return [_prepare(argument) for argument in argv]
 

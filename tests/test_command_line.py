@@ -71,6 +71,7 @@ def test_the_answer_to_an_old_flag_repeats_the_value_that_was_typed(typed):
         prepare_arguments(typed)
     with pytest.raises(ConfigError, match="--epochs: write trainer.epochs=8$"):
         prepare_arguments(["--epochs", "seed=3"])
+    assert prepare_arguments([]) == []
 
 
 def test_a_literal_secret_on_the_command_line_is_refused_before_hydra_stores_it():
