@@ -57,7 +57,9 @@ def _one_by_one(model: Any, inputs: Inputs, batch: list[str], failed: Failed, on
             names.append(name)
         except _UNREADABLE as error:
             if on_error == "stop":
-                raise DataError(f"{told(inputs.where(name), error)}; repair or remove it, or leave it out with on_error=skip") from error
+                text = told(inputs.where(name), error)
+                remedy = ", or" if "; " in text else "; repair or remove it, or"  # what a fault of a file advises comes first
+                raise DataError(f"{text}{remedy} leave it out with on_error=skip") from error
             failed.append({"file": name, "reason": f"{type(error).__name__}: {told(inputs.where(name), error)}"})
     return torch.cat(parts), names
 

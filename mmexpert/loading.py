@@ -210,7 +210,8 @@ def load(path: str | Path, device: str = "auto", trust: Sequence[str] = (), prec
         None,
     )
     if folder is None:
-        below = sorted(str(model.parent) for model in path.glob("*/model") if (model / "model.safetensors").exists())
+        weights = [*path.glob("*/model/model.safetensors"), *path.glob("*/*/model/model.safetensors")]  # its folds; runs and theirs
+        below = sorted(str(file.parents[1]) for file in weights)[:5]
         inside = f"; load one of those inside it: {', '.join(below)}" if below else ""
         raise RunFolderError(f"{path}: no model/ with model.safetensors and config.json; a run writes it at its end{inside}")
     return LoadedModel(folder, device, trust, precision)

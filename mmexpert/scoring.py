@@ -134,7 +134,7 @@ def score_fold(
         write_atomic(out / "metrics.json", strict_json(content, indent=1))
         write_predictions(out, evaluation.predictions, evaluation.tables)
         write_plots(out, [], evaluation.tables, evaluation.protocol, evaluation.metrics, 0, None)
-        head = [folder.name.replace("_", " ")] if fold.number else []
-        for line in [*head, *result_table(evaluation.metrics, evaluation.protocol), f"in {out}", ""]:
+        head, end = ([folder.name.replace("_", " ")], [""]) if fold.number else ([], [])
+        for line in [*head, *result_table(evaluation.metrics, evaluation.protocol), f"in {out}", *end]:
             log.info("%s", line)
     return evaluation.metrics

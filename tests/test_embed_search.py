@@ -198,6 +198,14 @@ def test_a_query_that_can_not_be_read_is_named(colours, monkeypatch):
         run(search, monkeypatch, "index=outputs/embed/photos", "image=broken.jpg")
 
 
+def test_a_folder_above_models_is_answered_with_those_inside_it(tmp_path):
+    for place in ("default", "seed=1/fold_1"):
+        (tmp_path / "quick" / place / "model").mkdir(parents=True)
+        (tmp_path / "quick" / place / "model" / "model.safetensors").touch()
+    with pytest.raises(RunFolderError, match="; load one of those inside it: .*/quick/default, .*/quick/seed=1/fold_1$"):
+        loading.load(tmp_path / "quick")
+
+
 def test_help_needs_no_torch(colours):
     import subprocess
 
