@@ -68,12 +68,22 @@ def check_config(node: dict[str, Any], trust: Sequence[str], least_groups: int) 
         write_findings(name, node["_target_"], findings, 0)
         return name, findings
     findings = check_dataset(dataset, least_groups)
-    splits = Counter(record.split or "no split" for record in dataset.records)
-    told = [f"{dataset.name}: {len(dataset.records)} records ({', '.join(f'{n} {split}' for split, n in sorted(splits.items()))})"]
+    told = [f"{dataset.name}: {counted(dataset, findings)}"]
     told.append(f"{len({record.group for record in dataset.records})} groups")
     told += [f"{len(dataset.classes.names)} classes"] if dataset.classes is not None else []
     log.info("%s", ", ".join(told))
     return dataset.fingerprint(), findings
+
+
+def counted(dataset: "RecordDataset", findings: Sequence["Finding"]) -> str:
+    """How many records there are by split; those that have a fault, left out while the set was built or not, are among them."""
+    splits = Counter(record.split or "no split" for record in dataset.records)
+    parts = ", ".join(f"{n} {split}" for split, n in sorted(splits.items()))
+    left = sum(finding.severity == "error" for finding in getattr(dataset, "findings", ()))  # one fault each: the first ends its reading
+    bad = {finding.record for finding in findings if finding.severity == "error"} & {record.id for record in dataset.records}
+    if not left + len(bad):
+        return f"{len(dataset.records)} records ({parts})"
+    return f"{len(dataset.records) + left} records, {left + len(bad)} of them faulty ({parts}{f', {left} left out' if left else ''})"
 
 
 def check_dataset(dataset: "RecordDataset", least_groups: int) -> list["Finding"]:

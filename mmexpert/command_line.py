@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,28 +15,33 @@ if TYPE_CHECKING:
 
 from mmexpert.config import CONF_DIR, NOT_HASHED, suggest
 from mmexpert.engine.secrets import SECRET, mask_text
+from mmexpert.key_hints import groups, key_hint
 from mmexpert.trust import trusted
 from mmexpert.types import ConfigError, MmexpertError, StorageError, SweepError
 
 FREE_KEYS = ("run", "index", "images", "texts", "clips", "image", "text", "clip", "features", "check", "out", "init_from")
 """Keys whose values are paths or sentences: quoted for Hydra's grammar whatever they hold."""
 
-OLD_FLAGS = {
-    "batch_size": "trainer.batch_size=64",
-    "num_workers": "trainer.num_workers=2",
-    "max_epochs": "trainer.epochs=8",
-    "num_epochs": "trainer.epochs=8",
-    "epochs": "trainer.epochs=8",
-    "learning_rate": "optimizer.lr=1e-3",
-    "config": "experiment=radar",
-    "version": "name=my_run",
-    "resume-checkpoint": "the same command again (it resumes), or init_from=RUN",
-    "test": "python -m mmexpert.evaluate run=RUN split=test",
-    "data_dir": "dataset.root=DIR",
-    "data-dir": "dataset.root=DIR",
-    "temperature": "loss.temperature=0.07",
+RENAMED_FLAGS = {
+    "batch_size": ("trainer.batch_size", "64"),
+    "num_workers": ("trainer.num_workers", "2"),
+    "max_epochs": ("trainer.epochs", "8"),
+    "num_epochs": ("trainer.epochs", "8"),
+    "epochs": ("trainer.epochs", "8"),
+    "lr": ("optimizer.lr", "1e-3"),
+    "learning_rate": ("optimizer.lr", "1e-3"),
+    "version": ("name", "my_run"),
+    "data_dir": ("dataset.root", "DIR"),
+    "temperature": ("loss.temperature", "0.07"),
 }
-"""Flags of the source systems -> what to write here."""
+"""Flags of the source systems -> the key here, and a value where none was typed."""
+
+OLD_FLAGS = {
+    "config": "experiment=radar",
+    "resume_checkpoint": "the same command again (it resumes), or init_from=RUN",
+    "test": "python -m mmexpert.evaluate run=RUN split=test",
+}
+"""Further ones -> what to write here, whatever their value."""
 
 PLUGINS = {
     "hydra/launcher=joblib": "sweep",
@@ -56,12 +62,23 @@ _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQ
 
 def prepare_arguments(argv: Sequence[str]) -> list[str]:
     """The arguments as Hydra's grammar can read them. Raises ConfigError for old flags and literal secrets."""
+    for argument, following in zip_longest(argv, argv[1:], fillvalue=""):
+        _refuse_flag(argument, "" if following.startswith("--") or "=" in following else following)
     return [_prepare(argument) for argument in argv]
 
 
+def _refuse_flag(argument: str, following: str) -> None:
+    """Raises ConfigError for a flag of the source systems, with the value that was typed: behind it, or as the word that follows."""
+    flag, separator, value = argument.partition("=")
+    name = flag.removeprefix("--").replace("-", "_")
+    if flag.startswith("--") and name in RENAMED_FLAGS:
+        key, example = RENAMED_FLAGS[name]
+        raise ConfigError(f"{flag}: write {key}={(value if separator else following) or example}")
+    if flag.startswith("--") and name in OLD_FLAGS:
+        raise ConfigError(f"{flag}: write {OLD_FLAGS[name]}")
+
+
 def _prepare(argument: str) -> str:
-    if argument.startswith("--") and (name := argument[2:].split("=")[0]) in OLD_FLAGS:
-        raise ConfigError(f"--{name}: write {OLD_FLAGS[name]}")
     key, separator, value = argument.partition("=")
     if not separator or argument.startswith("-"):
         return argument
@@ -178,7 +195,7 @@ def hydra_message(error: Exception) -> str | None:
     if match := re.search(r"Could not override '([^']+)'", text):
         if inner := [group for group in groups() if group.startswith(f"{match[1]}/")]:
             return f"ConfigError: {match[1]} is no group of its own: choose {', '.join(inner)}"
-        return f"ConfigError: {match[1]}: there is no such key{_near_keys(match[1])}"
+        return f"ConfigError: {match[1]}: there is no such key{key_hint(match[1], sys.argv[1:])}"
     if match := re.search(r"Could not find '([^']+)'\n\nAvailable options in '([^']+)':\n((?:\t.*\n?)+)", text):
         group, option = match[2], match[1].rsplit("/", 1)[-1]
         if extra := PLUGINS.get(f"{group}={option}"):
@@ -197,45 +214,6 @@ def help_text() -> str:
     template = OmegaConf.load(Path(CONF_DIR) / "train.yaml").hydra.help.template
     rows = "\n".join(f"{group}: {', '.join(options)}" for group, options in groups().items())
     return template.replace("$APP_CONFIG_GROUPS", rows) + "\n"
-
-
-def groups() -> dict[str, list[str]]:
-    """Config groups and their options, read from the folder names; `base` folders hold what options share, and are none."""
-    found: dict[str, list[str]] = {}
-    for path in sorted(Path(CONF_DIR).rglob("*.yaml")):
-        group = path.parent.relative_to(CONF_DIR).as_posix()
-        if group not in (".", "hydra") and path.parent.name != "base":
-            found.setdefault(group, []).append(path.stem)
-    return found
-
-
-def _near_keys(key: str) -> str:
-    """Keys beside a misspelt one, or the options that have it: read from the YAML of its group, since nothing could be composed."""
-    top, _, rest = key.partition(".")
-    if not rest:
-        return suggest(top, sorted(_keys(Path(CONF_DIR) / "train.yaml") | {group.split("/")[0] for group in groups()}))
-    last = rest.rsplit(".", 1)[-1]
-    folder = Path(CONF_DIR) / top
-    for name in rest.split(".")[:-1]:
-        folder = folder / name if (folder / name).is_dir() else folder
-    options = {path: _keys(path) for path in sorted(folder.glob("**/*.yaml")) if path.parent.name != "base"}
-    owners = [f"{path.parent.relative_to(CONF_DIR).as_posix()}={path.stem}" for path, keys in options.items() if last in keys]
-    if owners:
-        return f" in the option that is chosen; there is one in {', '.join(owners)}"
-    return suggest(last, sorted(set().union(*options.values())))
-
-
-def _keys(path: Path) -> set[str]:
-    """Top keys of a YAML, with those of the files beside it that its defaults name."""
-    from omegaconf import OmegaConf
-
-    node = OmegaConf.load(path)
-    if not OmegaConf.is_dict(node):
-        return set()
-    found = {str(name) for name in node if name not in ("defaults", "hydra", "_target_")}
-    entries = [entry.split("@")[0] for entry in node.get("defaults", []) if isinstance(entry, str)]
-    named = [path.parent / f"{entry}.yaml" for entry in entries]
-    return found.union(*(_keys(other) for other in named if other.exists()))
 
 
 def _end(message: str, code: int) -> None:

@@ -59,6 +59,21 @@ CHOICES = {
     "trainer.device": ("auto", "cpu", "cuda"),
     "trainer.nonfinite": ("stop", "skip"),
 }
+WITHOUT_RADAR = {
+    "mmexpert.data.cirr.Cirr": ("cirr", ("cir_finetune",)),
+    "mmexpert.data.composed_scenes.ComposedScenes": ("composed_scenes", ("cir_finetune",)),
+    "mmexpert.data.fashion_iq.FashionIQ": ("fashion_iq", ("cir_finetune",)),
+    "mmexpert.data.hip_phantom.HipPhantom": ("hip_phantom", ("hip",)),
+    "mmexpert.data.image_folder.ImageFolder": ("image_folder", ("hip", "hip_superclip")),
+    "mmexpert.data.image_text.ImageText": ("image_text", ("image_text",)),
+    "mmexpert.data.scenes.Scenes": ("scenes", ("image_text",)),
+}
+"""Data sets that the default run, whose tower reads radar, can not take: option, and the presets whose towers fit it."""
+
+_NUMBERS = (
+    *("optimizer.lr", "optimizer.weight_decay", "optimizer.eps", "optimizer.momentum"),
+    *("scheduler.warmup", "scheduler.min_lr", "loss.temperature"),
+)
 _AT_LEAST_ONE = ("epochs", "max_steps", "batch_size", "eval_batch_size", "accumulation", "keep_last", "log_every", "save_every_steps")
 
 
@@ -71,7 +86,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
         plain = OmegaConf.to_container(cfg, resolve=True)
         OmegaConf.merge(OmegaConf.structured(RunKeys), plain)
     except OmegaConfBaseException as error:
-        raise ConfigError(_explain(error)) from error
+        raise ConfigError(_without_radar(cfg) or _explain(error)) from error
     if missing := next(_missing(plain, ""), None):
         raise ConfigError(f"{missing} has no value yet: write {missing}=... on the command line")
     unknown = [key for key in plain if key not in {f.name for f in fields(RunKeys)}]
@@ -86,6 +101,9 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     for key in (*(f"trainer.{key}" for key in _AT_LEAST_ONE), "cache_batch_size"):
         if (value := OmegaConf.select(cfg, key)) is not None and value < 1:
             raise ConfigError(f"{key}={value}: 1 or more")
+    for key in _NUMBERS:
+        if isinstance(value := OmegaConf.select(cfg, key), str):
+            raise ConfigError(f"{key}={value!r}: a number is needed")
     return plain
 
 
@@ -95,6 +113,16 @@ def _missing(node: Any, path: str) -> Iterator[str]:
         yield path
     for key, value in node.items() if isinstance(node, dict) else ():
         yield from _missing(value, f"{path}.{key}" if path else str(key))
+
+
+def _without_radar(cfg: DictConfig) -> str:
+    """What to choose where a tower for radar meets a data set without; empty where that is not what is wrong."""
+    target = OmegaConf.select(cfg, "dataset._target_")
+    if not OmegaConf.select(cfg, "encoder.radar._target_") or "views" in cfg.dataset:
+        return ""
+    option, presets = WITHOUT_RADAR.get(target, ("", sorted({preset for _, fitting in WITHOUT_RADAR.values() for preset in fitting})))
+    commands = " or ".join(f"experiment={preset} dataset={option or 'YOURS'}" for preset in presets)
+    return f"dataset={option or target} has no radar, which the encoder/radar of this command reads: choose {commands}"
 
 
 def _explain(error: OmegaConfBaseException) -> str:
@@ -110,7 +138,8 @@ def suggest(word: str, known: Sequence[str]) -> str:
     """': did you mean X? There are a, b, c' for a misspelt word, or the list alone; nothing where nothing is known."""
     if not known:
         return ""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    plain = {name.lower(): name for name in known}
+    near = [plain[name] for name in difflib.get_close_matches(word.lower(), plain, n=1, cutoff=0.6)]
     hint = f": did you mean {near[0]!r}?" if near else "."
     return f"{hint} There are {', '.join(sorted(known))}"
 

@@ -41,7 +41,8 @@ def application() -> None:
     inputs = inputs_of(ROLES[given[0]], place, model)
     features, names, failed = embed(model, inputs, own["on_error"])
     folder = write_index(Path("outputs/embed") / name, features, names, failed, inputs, model, Path(own["run"]))
-    log.info("%d %s embedded, %d failed, in %s", len(names), given[0], len(failed), folder)
+    listed = f"; {len(failed)} failed, listed in {folder / 'failed.csv'}" if failed else ""
+    log.info("%d %s embedded, in %s%s", len(names), given[0], folder, listed)
 
 
 def main() -> None:

@@ -57,9 +57,17 @@ def _one_by_one(model: Any, inputs: Inputs, batch: list[str], failed: Failed, on
             names.append(name)
         except _UNREADABLE as error:
             if on_error == "stop":
-                raise DataError(f"{inputs.where(name)}: {error}; repair or remove it, or leave it out with on_error=skip") from error
-            failed.append({"file": name, "reason": f"{type(error).__name__}: {error}"})
+                text = told(inputs.where(name), error)
+                remedy = ", or" if "; " in text else "; repair or remove it, or"  # what a fault of a file advises comes first
+                raise DataError(f"{text}{remedy} leave it out with on_error=skip") from error
+            failed.append({"file": name, "reason": f"{type(error).__name__}: {told(inputs.where(name), error)}"})
     return torch.cat(parts), names
+
+
+def told(where: str, error: Exception) -> str:
+    """What is wrong with an input, named once: errors of files name them already, some twice."""
+    text = str(error).replace(f" (record {where})", "").replace(f" {where!r}", "")
+    return text if where in text else f"{where}: {text}"
 
 
 def write_index(place: Path, features: Tensor, names: list[str], failed: Failed, inputs: Inputs, model: Any, run: Path) -> Path:
@@ -133,6 +141,13 @@ class Index:
                 f"{model.fingerprint[:12]}: "
                 "their features do not compare; embed again, or name the right model with run="
             )
+
+    def row_named(self, role: str, value: str) -> int | None:
+        """The row that a query names as tables print it; None for another role, and where a file or clip of that name lies here."""
+        path = Path(value)
+        views = path.parent.iterdir() if role == "radar" and path.parent.is_dir() else ()
+        here = path.exists() or any((view / f"{path.name}.npy").exists() for view in views)
+        return None if here or role != self.meta["role"] or value not in self.names else self.names.index(value)
 
     def nearest(self, query: Tensor, k: int) -> list[dict[str, Any]]:
         """The k rows {rank, name, score} with the largest cosine with query [1, D], of equals the first name; all where k > N."""

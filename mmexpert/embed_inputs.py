@@ -10,7 +10,7 @@ import numpy as np
 
 from mmexpert.data.arrays import ArrayFile
 from mmexpert.data.radiographs import SUFFIXES
-from mmexpert.data.views import view_names
+from mmexpert.data.views import check_lengths, check_view, view_names
 from mmexpert.types import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -88,4 +88,6 @@ def read_clip(path: Path, views: Sequence[str]) -> Clip:
     missing = [view for view in views if view not in files]
     if missing:
         raise DataError(f"{path}: holds no {', '.join(missing)}; this model sees {', '.join(views)}")
-    return {view: file.array() for view, file in files.items()}
+    clip = {view: check_view(file.array(), view, file.where) for view, file in files.items()}  # here, where the file has a name
+    check_lengths(clip, str(path))
+    return clip

@@ -14,6 +14,7 @@ scores features that another program has made (composed retrieval). Writes outpu
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from mmexpert.config import suggest
 from mmexpert.own_keys import Own, own_and_overrides, shown_help
 from mmexpert.types import ConfigError, RunFolderError
 
+_SHOWN = 5  # runs that a message names
 OWN_KEYS = {"run": None, "features": None, "split": None, "checkpoint": "best"}
 
 
@@ -46,7 +48,7 @@ def application() -> None:
         raise ConfigError("name= goes with features=; the result of a run lies in RUN/evaluate, named by split and overrides")
     folder = Path(own["run"])
     stored = stored_run(folder)
-    plain = overridden(stored, overrides)
+    plain = overridden(stored, overrides, OWN_KEYS)
     if own["checkpoint"] == "best" and any(re.match(r"dataset[.=]", override) for override in overrides):
         from mmexpert.other_films import evaluate_other
 
@@ -81,13 +83,22 @@ def stored_run(folder: Path) -> dict[str, Any]:
             stored = json.loads(text)
             if isinstance(stored.get("config"), dict):
                 return stored["config"]
-    there = sorted(str(path.parent) for path in Path("outputs").glob("*/*/config.json"))[:5]
-    known = f"; there are {', '.join(there)}" if there else ""
+    below = _runs(folder, "*") or _runs(folder, "*/*")
+    there = below or _runs(Path("outputs"), "*/*")
+    known = f"; {'below it there are' if below else 'there are'} {', '.join(there[:_SHOWN])}" if there else ""
     raise RunFolderError(f"{folder} holds no run: there is no config.json in it{known}")
 
 
-def overridden(stored: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """The stored configuration with values changed and nodes replaced. Raises ConfigError for keys that it does not have."""
+def _runs(folder: Path, pattern: str) -> list[str]:
+    found = sorted(path.parent for path in folder.glob(f"{pattern}/config.json"))
+    return [f"run={path}" for path in found if path.name != "model"]  # which lies inside a run
+
+
+def overridden(stored: dict[str, Any], overrides: list[str], own: Iterable[str] = ()) -> dict[str, Any]:
+    """The stored configuration with values changed and nodes replaced. Raises ConfigError for keys that it does not have.
+
+    own: the command's own keys, which a misspelt one may have meant.
+    """
     cfg = OmegaConf.create(stored)
     OmegaConf.set_struct(cfg, True)
     options = groups()
@@ -102,7 +113,9 @@ def overridden(stored: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
         except OmegaConfBaseException as error:
             parent = OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else cfg
             known = [str(name) for name in parent] if OmegaConf.is_dict(parent) else []
-            raise ConfigError(f"{key}: the stored run has no such key{suggest(key.rsplit('.', 1)[-1], known)}") from error
+            known += [] if "." in key else own
+            who = "the stored run has" if "." in key or not own else "command and stored run have"
+            raise ConfigError(f"{key}: {who} no such key{suggest(key.rsplit('.', 1)[-1], known)}") from error
     return OmegaConf.to_container(cfg, resolve=True)
 
 

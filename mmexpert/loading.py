@@ -210,9 +210,10 @@ def load(path: str | Path, device: str = "auto", trust: Sequence[str] = (), prec
         None,
     )
     if folder is None:
-        folds = sorted(fold.name for fold in path.glob("fold_*") if (fold / "model").is_dir())
-        of_fold = f"; this run has folds, load one: {path / folds[0]}" if folds else ""
-        raise RunFolderError(f"{path}: no model/ with model.safetensors and config.json; a run writes it at its end{of_fold}")
+        weights = [*path.glob("*/model/model.safetensors"), *path.glob("*/*/model/model.safetensors")]  # its folds; runs and theirs
+        below = sorted(str(file.parents[1]) for file in weights)[:5]
+        inside = f"; load one of those inside it: {', '.join(below)}" if below else ""
+        raise RunFolderError(f"{path}: no model/ with model.safetensors and config.json; a run writes it at its end{inside}")
     return LoadedModel(folder, device, trust, precision)
 
 

@@ -24,7 +24,7 @@ def own_values(argv: Sequence[str], keys: Own) -> Own:
     own, others = own_and_overrides(argv, keys)
     if others:
         key = others[0].partition("=")[0]
-        raise ConfigError(f"{others[0]!r}: write key=value{suggest(key, list(keys))}")
+        raise ConfigError(f"{key}: this command has no such key{suggest(key, list(keys))}")
     return own
 
 

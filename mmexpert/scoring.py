@@ -1,7 +1,10 @@
 """What `mmexpert.evaluate` does once the arguments are read: a stored run's weights on one of its parts."""
 
 import logging
-from collections.abc import Sequence
+import os
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from mmexpert.engine.files import strict_json, write_atomic
 from mmexpert.engine.folds import Fold
 from mmexpert.engine.folds_file import FILE, read_folds_info, stored_folds
 from mmexpert.engine.plots import write_plots
-from mmexpert.engine.results import provenance, write_predictions
+from mmexpert.engine.results import provenance, read_json, write_predictions
 from mmexpert.engine.runtime import LaunchSettings, adopt_slurm, launch
 from mmexpert.engine.stamps import stamps
 from mmexpert.engine.status import config_hash, read_status
@@ -44,7 +47,33 @@ def evaluate_run(
         if number not in everything:
             raise RunFolderError(f"{path}: the stored folds have no number {number}")
         found[path.name] = score_fold(configs.get(path.name, cfg), path, everything[number], dataset, split, checkpoint, trust, name)
+    if len(found) > 1 and os.environ.get("RANK", "0") == "0":
+        for line in over_folds(folder, found):
+            log.info("%s", line)
+        log.info("in %s", folder / "fold_*" / "evaluate" / name)
     return found
+
+
+def over_folds(folder: Path, found: dict[str, dict[str, Any]]) -> list[str]:
+    """A line on the mean of the metric that stands for the run, of the folds that have it; none where the run has no summary yet."""
+    summary = folder / "cv_summary.json"
+    key = read_json(summary)["headline"].rpartition("/")[2] if summary.exists() else ""
+    values = [float(metrics[key]) for metrics in found.values() if metrics.get(key) is not None]
+    if len(values) < 2:
+        return []
+    return [f"mean over {len(values)} folds: {key} {statistics.mean(values):.3f}, sd {statistics.stdev(values):.3f}"]
+
+
+@contextmanager
+def quiet_loaders() -> Iterator[None]:
+    """Without the loaders' lines on batches of training: nothing is trained here."""
+    loader_log = logging.getLogger(build.Loaders.__module__)
+    before = loader_log.level
+    loader_log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        loader_log.setLevel(before)
 
 
 def score_fold(
@@ -87,7 +116,8 @@ def score_fold(
     objective.eval()
     dataset.fit(parts["train"])
     place = build.Placement(accelerator.device, accelerator.process_index, accelerator.num_processes)
-    loaders = build.build_loaders(cfg, dataset, parts, tokenizer, cfg["seed"], place)
+    with quiet_loaders():
+        loaders = build.build_loaders(cfg, dataset, parts, tokenizer, cfg["seed"], place)
     evaluation = build.build_evaluator(cfg, trust)(objective, loaders, accelerator, split)
     if accelerator.is_main_process:
         out = folder / "evaluate" / name
@@ -104,6 +134,7 @@ def score_fold(
         write_atomic(out / "metrics.json", strict_json(content, indent=1))
         write_predictions(out, evaluation.predictions, evaluation.tables)
         write_plots(out, [], evaluation.tables, evaluation.protocol, evaluation.metrics, 0, None)
-        for line in result_table(evaluation.metrics, evaluation.protocol):
+        head, end = ([folder.name.replace("_", " ")], [""]) if fold.number else ([], [])
+        for line in [*head, *result_table(evaluation.metrics, evaluation.protocol), f"in {out}", *end]:
             log.info("%s", line)
     return evaluation.metrics

@@ -1,8 +1,9 @@
 """`python -m mmexpert.search index=outputs/embed/NAME text="a red circle" [k=10]`: the entries of an index nearest to a query.
 
 index: a folder that mmexpert.embed has written. text: a sentence. image: a picture. clip: a radar clip, `a/x.npz` or `a/<view>/x.npy`.
-text and image together need a composed model. k: rows shown. run: where the model lies now; without it where it was when the index
-was made. name: of the result; without it made from index and query. device: auto | cpu | cuda.
+image and clip may be names of the index too, as the table prints them. text and image together need a composed model. k: rows shown.
+run: where the model lies now; without it where it was when the index was made. name: of the result; without it made from index and
+query. device: auto | cpu | cuda.
 Writes outputs/search/NAME/: results.json [{rank, name, score}] and sheet.png (the query, then the k nearest). Score: cosine, -1..1.
 """
 
@@ -46,9 +47,15 @@ def search(place: Path, query: dict[str, str], k: int, own: dict[str, Any], name
     from mmexpert.loading import load
 
     index = Index.read(place)
-    model = load(own["run"] or index.meta["run"], own["device"], tuple(trust_list))
-    index.check_model(model)
-    rows = index.nearest(query_features(model, query), k)
+    stored = {role: row for role, value in query.items() if role != "text" and (row := index.row_named(role, value)) is not None}
+    query |= {role: str(Path(index.meta["root"]) / query[role]) for role in stored}
+    if stored and len(query) == 1:
+        features = index.features[list(stored.values())]
+    else:
+        model = load(own["run"] or index.meta["run"], own["device"], tuple(trust_list))
+        index.check_model(model)
+        features = query_features(model, query)
+    rows = index.nearest(features, k)
     if k > len(rows):
         log.info("k=%d: the index has %d rows, all of them are shown", k, len(rows))
     for row in rows:

@@ -44,7 +44,7 @@ def application() -> None:
 def configuration(run: str | None, overrides: list[str]) -> dict[str, Any]:
     """The run's configuration with values changed; without a run, that of `dataset=cirr` with the overrides."""
     if run is not None:
-        cfg = overridden(stored_run(Path(run)), overrides)
+        cfg = overridden(stored_run(Path(run)), overrides, OWN_KEYS)
     else:
         cfg = {
             "dataset": OmegaConf.to_container(

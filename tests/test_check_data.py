@@ -106,6 +106,18 @@ def test_a_check_of_the_same_fingerprint_is_not_made_again(here, monkeypatch):
         check_data.require_sound(FAULTS["undecodable"])
 
 
+def test_faulty_records_are_counted_with_the_others():
+    rows = Rows([record("a"), record("b", split="test"), record("c", source="broken")])
+    broken = Finding("error", "undecodable", "x.npy", "c", "it can not be read")
+    assert check_data.counted(rows, []) == "3 records (1 test, 2 train)"
+    assert check_data.counted(rows, [broken]) == "3 records, 1 of them faulty (1 test, 2 train)"
+    rows.findings = [Finding("error", "truncated", "y.npy", name, "cut short") for name in "de"] + [
+        Finding("warning", "too_short", "", "a", "short")
+    ]
+    told = check_data.counted(rows, [*rows.findings, broken])
+    assert told == "5 records, 3 of them faulty (1 test, 2 train, 2 left out)"
+
+
 def command(folder, *arguments):
     return warm_run("mmexpert.check_data", arguments, folder)
 

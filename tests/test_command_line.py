@@ -65,6 +65,15 @@ def test_a_flag_of_the_source_systems_is_answered_with_the_new_key():
         prepare_arguments(["--batch_size=64"])
 
 
+@pytest.mark.parametrize("typed", [["--epochs", "3"], ["--epochs=3"], ["--max-epochs", "3", "seed=1"]])
+def test_the_answer_to_an_old_flag_repeats_the_value_that_was_typed(typed):
+    with pytest.raises(ConfigError, match="write trainer.epochs=3$"):
+        prepare_arguments(typed)
+    with pytest.raises(ConfigError, match="--epochs: write trainer.epochs=8$"):
+        prepare_arguments(["--epochs", "seed=3"])
+    assert prepare_arguments([]) == []
+
+
 def test_a_literal_secret_on_the_command_line_is_refused_before_hydra_stores_it():
     with pytest.raises(ConfigError, match="tracker.api_key: a secret"):
         prepare_arguments(["tracker.api_key=abcdef"])
@@ -78,6 +87,8 @@ MISTAKES = {
     "dataset.metadata=x.csv": "no such key in the option that is chosen; there is one in dataset=image_folder",
     "encoder.text.name=x": "in encoder/text=clip, encoder/text=minilm, encoder/text=transformers",
     "trainer.epoch=3": "did you mean 'epochs'",
+    "trainr.epochs=3": "trainr.epochs: there is no such key: did you mean 'trainer.epochs'?",
+    "epochs=3": "did you mean 'trainer.epochs'?",
     "+trainer.foo=1": "trainer.foo: there is no such key",
     "trainer.epochs=many": "trainer.epochs",
     "resume=maybe": "resume=maybe: choose one of auto, must, never",

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from mmexpert.command_line import composed, groups
-from mmexpert.config import CONF_DIR, NOT_HASHED, check, instantiate, targets
+from mmexpert.config import CONF_DIR, NOT_HASHED, WITHOUT_RADAR, check, instantiate, targets
 from mmexpert.engine.status import config_hash
 from mmexpert.trust import trusted
 from mmexpert.types import ConfigError
@@ -100,6 +100,35 @@ def test_every_preset_composes_under_its_own_name_and_passes_the_schema(preset):
     if OmegaConf.is_missing(cfg.dataset, "root") or ("root" in cfg.dataset and cfg.dataset.root is None):
         cfg = composed(f"experiment={preset}", "dataset.root=somewhere")
     assert check(cfg)["name"] == preset
+
+
+def test_a_data_set_without_radar_is_answered_with_the_presets_whose_towers_fit_it():
+    named = "choose experiment=hip dataset=image_folder or experiment=hip_superclip dataset=image_folder$"
+    with pytest.raises(ConfigError, match=f"dataset=image_folder has no radar, which .*: {named}"):
+        check(composed("dataset=image_folder", "dataset.root=somewhere"))
+    with pytest.raises(ConfigError, match="dataset=theirs.Pictures has no radar.*experiment=image_text dataset=YOURS"):
+        check(composed("dataset=scenes", "dataset._target_=theirs.Pictures"))
+
+
+def test_the_presets_that_are_named_for_a_data_set_without_radar_compose_with_it():
+    found = set()
+    for option in groups()["dataset"]:
+        rooted = ["dataset.root=somewhere"] if OmegaConf.is_missing(composed(f"dataset={option}").dataset, "root") else []
+        node = composed(f"dataset={option}", *rooted).dataset
+        if "views" in node:
+            continue
+        named, presets = WITHOUT_RADAR[node._target_]
+        assert named == option
+        found.add(node._target_)
+        for preset in presets:
+            assert check(composed(f"experiment={preset}", f"dataset={option}", *rooted))["dataset"]["_target_"] == node._target_
+    assert found == set(WITHOUT_RADAR)
+
+
+@pytest.mark.parametrize("key", ["optimizer.lr", "optimizer.weight_decay", "scheduler.warmup", "loss.temperature"])
+def test_a_word_in_place_of_a_number_is_told_before_any_data_is_made(key):
+    with pytest.raises(ConfigError, match=f"{key}='abc': a number is needed"):
+        check(composed(f"{key}=abc"))
 
 
 def test_every_leaf_yaml_names_its_class_first_and_stays_short():

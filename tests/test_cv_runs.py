@@ -98,8 +98,8 @@ def test_every_fold_has_its_own_log_and_classes_and_the_run_has_all_lines(refitt
 
 
 def test_what_is_wrong_in_every_fold_ends_the_run_in_the_first(films, tmp_path):
-    with pytest.raises(ConfigError, match="optimizer.lr='abc': a number is needed"):
-        run(tmp_path / "run", f"dataset.root={films}", "optimizer.lr=abc")
+    with pytest.raises(ConfigError, match="optimizer: Invalid epsilon value: -1"):
+        run(tmp_path / "run", f"dataset.root={films}", "optimizer.eps=-1")
     assert (tmp_path / "run" / "fold_1").exists() and not (tmp_path / "run" / "fold_2").exists()
 
 
@@ -177,6 +177,16 @@ def evaluate(monkeypatch, *arguments):
 
     monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
     command.application()
+
+
+def test_the_tables_of_folds_say_which_fold_and_end_with_the_mean_and_the_place(refitted, monkeypatch, caplog):
+    with caplog.at_level("INFO"):
+        evaluate(monkeypatch, f"run={refitted}", "split=valid")
+    lines = [line for line in caplog.messages if line]
+    assert [line for line in lines if line.startswith("fold ")] == ["fold 1", "fold 2"] and "training samples" not in caplog.text
+    values = [stored(refitted / f"fold_{k}" / "evaluate" / "valid" / "metrics.json")["balanced_acc"] for k in (1, 2)]
+    assert lines[-2].startswith(f"mean over 2 folds: balanced_acc {np.mean(values):.3f}, sd {np.std(values, ddof=1):.3f}")
+    assert lines[-1] == f"in {refitted}/fold_*/evaluate/valid"
 
 
 def test_other_films_are_predicted_by_the_mean_probability_of_the_fold_models(refitted, tmp_path, monkeypatch, caplog):

@@ -89,17 +89,45 @@ def test_texts_are_searched_by_a_picture_and_more_than_there_are_is_all_of_them(
     assert "k=10: the index has 3 rows, all of them are shown" in caplog.text
 
 
-def test_an_unreadable_file_stops_with_its_name_or_is_listed(colours, monkeypatch):
+def test_an_unreadable_file_stops_with_its_name_once_or_is_listed(colours, monkeypatch, caplog):
     (colours / "photos" / "bad.png").write_bytes(b"\x89PNG nothing")
-    with pytest.raises(DataError, match=r"photos/bad\.png: .*on_error=skip"):
+    with pytest.raises(DataError, match=r"photos/bad\.png: .*on_error=skip") as stopped:
         run(embed, monkeypatch, "run=r", "images=photos", "name=mine")
+    assert str(stopped.value).count("bad.png") == 1
     assert not (colours / "outputs").exists()
-    run(embed, monkeypatch, "run=r", "images=photos", "name=mine", "on_error=skip")
+    with caplog.at_level("INFO"):
+        run(embed, monkeypatch, "run=r", "images=photos", "name=mine", "on_error=skip")
+    assert caplog.messages[-1] == "4 images embedded, in outputs/embed/mine; 1 failed, listed in outputs/embed/mine/failed.csv"
     folder = colours / "outputs" / "embed" / "mine"
     rows = list(csv.DictReader((folder / "failed.csv").read_text().splitlines()))
     assert [row["file"] for row in rows] == ["bad.png"] and "cannot identify" in rows[0]["reason"]
     meta = json.loads((folder / "meta.json").read_text())
     assert (meta["count"], meta["failed"]) == (4, 1) and len(np.load(folder / "features.npy")) == 4
+
+
+def test_the_fault_of_a_picture_names_it_once(tmp_path):
+    from mmexpert.data.image_files import opened
+    from mmexpert.embed_index import told
+
+    (tmp_path / "bad.png").write_bytes(b"nothing")
+    with pytest.raises(DataError) as fault:
+        opened(tmp_path / "bad.png", str(tmp_path / "bad.png"))  # the record is the path where a loaded model reads a file
+    assert told(str(tmp_path / "bad.png"), fault.value) == f"{tmp_path}/bad.png: no image that Pillow knows; replace or remove it"
+
+
+def test_a_name_of_the_index_is_a_query_where_no_file_has_it(colours, monkeypatch):
+    run(embed, monkeypatch, "run=r", "images=photos")
+    monkeypatch.setattr(loading, "load", lambda *_: pytest.fail("its features are stored"))
+    run(search, monkeypatch, "index=outputs/embed/photos", "image=deep/blue.png", "name=s")
+    assert found(colours)[0] == {"rank": 1, "name": "deep/blue.png", "score": pytest.approx(1, abs=1e-6)}
+    monkeypatch.setattr(loading, "load", lambda run, device, trust: ComposingModel())
+    run(search, monkeypatch, "index=outputs/embed/photos", "image=red.png", "text=but blue", "name=s")
+    assert found(colours)[0]["name"] == "deep/blue.png"
+    Image.new("RGB", (9, 5), COLOURS["green"]).save(colours / "red.png")  # a file comes before a name
+    run(search, monkeypatch, "index=outputs/embed/photos", "image=red.png", "name=s")
+    assert found(colours)[0]["name"] == "green.png"
+    with pytest.raises(DataError, match="gone.png"):
+        run(search, monkeypatch, "index=outputs/embed/photos", "image=gone.png", "name=s")
 
 
 def test_a_write_that_fails_leaves_the_older_index_as_it_was(colours, monkeypatch):
@@ -154,6 +182,7 @@ def test_text_and_image_together_need_a_composed_model(colours, monkeypatch):
         (search, ["index=empty"], "text=SENTENCE, image=FILE"),
         (search, ["index=empty", "text=red", "k=0"], "k=0: a whole number"),
         (search, ["index=photos", "text=red", "kk=1"], "did you mean 'k'|There are"),
+        (search, ["index=photos", "text=red", "K=3"], "K: this command has no such key: did you mean 'k'"),
     ],
 )
 def test_what_is_wrong_is_said_with_what_to_do(colours, monkeypatch, command, arguments, message):
@@ -167,6 +196,14 @@ def test_a_query_that_can_not_be_read_is_named(colours, monkeypatch):
     (colours / "broken.jpg").write_bytes(b"no picture")
     with pytest.raises(DataError, match="broken.jpg"):
         run(search, monkeypatch, "index=outputs/embed/photos", "image=broken.jpg")
+
+
+def test_a_folder_above_models_is_answered_with_those_inside_it(tmp_path):
+    for place in ("default", "seed=1/fold_1"):
+        (tmp_path / "quick" / place / "model").mkdir(parents=True)
+        (tmp_path / "quick" / place / "model" / "model.safetensors").touch()
+    with pytest.raises(RunFolderError, match="; load one of those inside it: .*/quick/default, .*/quick/seed=1/fold_1$"):
+        loading.load(tmp_path / "quick")
 
 
 def test_help_needs_no_torch(colours):
@@ -206,7 +243,8 @@ def test_radar_clips_are_embedded_from_both_forms_and_a_clip_finds_itself(tiny_r
     run(embed, monkeypatch, f"run={tiny_run}", f"clips={root}", "name=clips", "device=cpu")
     index = tmp_path / "outputs" / "embed" / "clips"
     assert json.loads((index / "names.json").read_text()) == sorted(captions)
-    for query, name in ((root / "s" / "doppler_time" / "3.npy", "s/3"), (root / "s" / "3", "s/3"), (root / "s" / "5.npz", "s/5.npz")):
+    clips = [(root / "s" / "doppler_time" / "3.npy", "s/3"), (root / "s" / "3", "s/3"), (root / "s" / "5.npz", "s/5.npz")]
+    for query, name in [*clips, ("s/3", "s/3"), ("s/5.npz", "s/5.npz")]:  # names of the index too
         run(search, monkeypatch, f"index={index}", f"clip={query}", "name=s", "k=3", "device=cpu")
         assert found(tmp_path)[0]["name"] == name and found(tmp_path)[0]["score"] == pytest.approx(1, abs=1e-5)
     with Image.open(tmp_path / "outputs" / "search" / "s" / "sheet.png") as sheet:
@@ -225,6 +263,18 @@ def test_scores_of_a_sentence_are_the_loaded_models_cosines(tiny_run, radar_clip
     for row in found(tmp_path):
         clip = model.encode_radar(read_clip(root / row["name"], ("range_time", "doppler_time", "azimuth_time")))
         assert row["score"] == pytest.approx(float(model.similarity(model.encode_text(text), clip)), abs=1e-5)
+
+
+def test_a_broken_clip_is_told_by_its_name_and_file(tiny_run, radar_clips, tmp_path, monkeypatch):
+    import shutil
+
+    root = shutil.copytree(radar_clips[0], tmp_path / "clips")
+    np.save(root / "s" / "doppler_time" / "4.npy", np.full((128, 40), np.nan, np.float32))
+    monkeypatch.chdir(tmp_path)
+    run(embed, monkeypatch, f"run={tiny_run}", "clips=clips", "on_error=skip")
+    (row,) = csv.DictReader((tmp_path / "outputs" / "embed" / "clips" / "failed.csv").read_text().splitlines())
+    assert row["file"] == "s/4" and "clips/s/4" in row["reason"] and "doppler_time/4.npy" in row["reason"]
+    assert "holds nan" in row["reason"] and "clip 0" not in row["reason"]
 
 
 def test_a_clip_without_one_of_the_models_views_is_named(tiny_run, radar_clips, tmp_path, monkeypatch):
