@@ -196,7 +196,7 @@ def test_commands_are_found_in_blocks_sentences_and_over_two_lines():
 
 def test_relative_links_of_the_documentation_lead_somewhere():
     for page in PAGES:
-        for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+        for link in re.findall(r"(?:\]\(|<img src=\")(?!https?:)([^)#\"]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
