@@ -47,16 +47,19 @@ def pictures(root: Path) -> None:
 
 
 def radar_text(root: Path, layout: str = "folders") -> None:
-    """radar_text: 92 clips in three split files. layout: of clip_files.write_views, or legacy, ID.npy [T, 128]."""
+    """radar_text: 92 clips in three split files, and in one. layout: of clip_files.write_views, or legacy, ID.npy [T, 128]."""
     root.mkdir()
+    told = []
     for name, numbers in (("train.json", range(80)), ("val.json", range(80, 86)), ("test.json", range(86, 92))):
         rows = [{"filefolder": "clips", "fileindex": f"{n:06d}", "captions": [f"a person squats {n} times"]} for n in numbers]
         write_split(root, name, rows)
+        told += rows
         for row in rows:
             views = views_of(int(row["fileindex"]))
             write_views(root / "clips", row["fileindex"], views, layout)
             if layout == "legacy":
                 np.save(root / "clips" / f"{row['fileindex']}.npy", views["doppler_time"].T)
+    write_split(root, "all.json", told)
 
 
 def radhar(root: Path) -> None:

@@ -96,7 +96,7 @@ class Workshop:
         return self.done[key]
 
     def run(self, command: str, words: list[str], here: Path) -> Done:
-        of_checkout = any(sign in command for sign in ("scripts/", "focal", "theirpkg"))
+        of_checkout = any(sign in command for sign in ("scripts/", "focal", "batch_hard", "theirpkg"))
         shutil.copytree(self.root / "checkout", here) if of_checkout else here.mkdir()
         (here / "outputs").mkdir()
         (here / "outputs/cache").symlink_to(self.root / "cache")
@@ -132,7 +132,13 @@ class Workshop:
         """DIR, where the command names it: a link to a folder in the form of its data set."""
         if not named("DIR", command) or (here / "DIR").exists():
             return
-        signs = {"group_from": "named_films", "layout=legacy": "legacy", "clips=": "radar_text", "images=": "image_text"}
+        signs = {
+            "group_from": "named_films",
+            "group_column=null": "named_films",
+            "layout=legacy": "legacy",
+            "clips=": "radar_text",
+            "images=": "image_text",
+        }
         signs |= {f"dataset={kind}": kind for kind in FOLDERS} | {f"experiment={kind}": kind for kind in FOLDERS}
         kind = next((kind for sign, kind in signs.items() if sign in command), "image_folder")
         if not (self.root / kind).exists():

@@ -36,20 +36,21 @@ STORED = {  # runs that `run=RUN` may stand for: preset -> what else its command
 
 @pytest.fixture(scope="module", autouse=True)
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with the files of docs/adding_parts.md: a loss of this package, and a package of somebody else's."""
+    """A folder with the files of docs/adding_parts.md: losses of this package, and a package of somebody else's."""
     folder = tmp_path_factory.mktemp("parts")
     for name, content in files_of((ROOT / "docs/adding_parts.md").read_text(encoding="utf-8")).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content, encoding="utf-8")
     for package in ("theirpkg", "theirpkg/conf"):
         (folder / package / "__init__.py").touch()
-    focal = types.ModuleType("mmexpert.losses.focal")
-    exec((folder / "mmexpert/losses/focal.py").read_text(encoding="utf-8"), focal.__dict__)
-    sys.modules[focal.__name__] = focal
+    losses = [types.ModuleType(f"mmexpert.losses.{file.stem}") for file in sorted((folder / "mmexpert/losses").glob("*.py"))]
+    for loss in losses:
+        exec((folder / f"{loss.__name__.replace('.', '/')}.py").read_text(encoding="utf-8"), loss.__dict__)
+        sys.modules[loss.__name__] = loss
     sys.path.insert(0, str(folder))
     yield folder
     sys.path.remove(str(folder))
-    for name in [name for name in sys.modules if name == focal.__name__ or name.split(".")[0] == "theirpkg"]:
+    for name in [name for name in sys.modules if sys.modules[name] in losses or name.split(".")[0] == "theirpkg"]:
         del sys.modules[name]
 
 
@@ -195,7 +196,7 @@ def test_commands_are_found_in_blocks_sentences_and_over_two_lines():
 
 def test_relative_links_of_the_documentation_lead_somewhere():
     for page in PAGES:
-        for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+        for link in re.findall(r"(?:\]\(|<img src=\")(?!https?:)([^)#\"]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
@@ -212,6 +213,36 @@ def test_the_documented_loss_is_the_contributing_one_and_computes_its_formula(pa
         loss = sum(math.log(sum(math.exp(value - row[i]) for value in row)) for i, row in enumerate(matrix.tolist())) / 5
         expected.append(loss * (1 - math.exp(-loss)) ** 2)
     assert terms["loss_clip"].item() == pytest.approx(sum(expected) / 2, rel=1e-6)
+
+
+def test_the_documented_loss_that_is_no_clip_loss_computes_its_formula_from_features_scores_and_row_blocks(parts):
+    shown = files_of((ROOT / "docs/adding_parts.md").read_text(encoding="utf-8"))
+    loss = instantiate(OmegaConf.create(shown["conf/loss/batch_hard.yaml"]), "loss")
+    torch.manual_seed(0)
+    query, target = (torch.randn(6, 4, dtype=torch.float64, requires_grad=True) for _ in "qt")
+    keys = torch.tensor([0, 1, 2, 2, 3, 4])
+    terms, positives = loss(query, target, keys), keys[:, None] == keys
+    scores = torch.nn.functional.cosine_similarity(query[:, None], target[None], dim=2)
+    expected = 0.0
+    for row, own in zip(scores.tolist(), positives.tolist(), strict=True):
+        hardest = max(score for score, positive in zip(row, own, strict=True) if not positive)
+        weakest = min(score for score, positive in zip(row, own, strict=True) if positive)
+        expected += math.log1p(math.exp((hardest - weakest) / 0.07)) / 6
+    assert terms["loss_clip"].item() == pytest.approx(expected, rel=1e-6)
+    assert loss.from_scores(scores, positives)["loss_clip"].item() == pytest.approx(expected, rel=1e-6)
+    assert loss.from_row_block(scores, positives)["loss_clip"].item() == pytest.approx(expected, rel=1e-6)
+    terms["loss_clip"].backward()
+    assert query.grad.abs().sum() > 0 and target.grad.abs().sum() > 0 and not loss.logit_scale.requires_grad
+
+
+def test_the_documented_direction_gives_the_floor_that_is_logged(parts):
+    shown = files_of((ROOT / "docs/adding_parts.md").read_text(encoding="utf-8"))
+    loss = instantiate(OmegaConf.create(shown["conf/loss/focal.yaml"]), "loss")
+    positives = torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1]]).bool()
+    terms = loss.from_scores(torch.rand(3, 3), positives)
+    floor = 2 * math.log(2) / 3  # two rows of two positives, one of one
+    assert terms["loss_clip_floor"].item() == pytest.approx(floor * (1 - math.exp(-floor)) ** 2)
+    assert terms["loss_clip_excess"].item() == pytest.approx(terms["loss_clip"].item() - terms["loss_clip_floor"].item())
 
 
 def test_the_documented_data_set_of_another_package_trains_and_is_loaded(parts, tmp_path, monkeypatch):

@@ -43,6 +43,7 @@ CODES = (
     "missing_modality",
     "unnamed_image",
     "constant_image",
+    "no_group",
 )
 """Kinds of faults; check_data prints them."""
 

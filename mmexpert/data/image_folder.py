@@ -13,7 +13,7 @@ from mmexpert.data.augment import FLIPS, augment, mirrored, preset, swap_sides, 
 from mmexpert.data.balance import balance_settings
 from mmexpert.data.class_texts import class_names, class_prompts
 from mmexpert.data.findings import DataFault, FaultList, Finding, check_groups, deep_check
-from mmexpert.data.image_groups import check_sums, grouped, settle_duplicates
+from mmexpert.data.image_groups import check_sums, group_remedy, grouped, settle_duplicates
 from mmexpert.data.image_index import METADATA, Columns, Row, read_index
 from mmexpert.data.picture_cache import CACHES, Decoding, PictureCache
 from mmexpert.data.preparation import film_node
@@ -163,9 +163,8 @@ class ImageFolder(RecordDataset):
         """Raises ConfigError under a grouped cv where nobody has said which films are of one patient."""
         if self.groups == "unknown":
             raise ConfigError(
-                f"dataset.root={self.root}: nothing says which images are of one patient, which a grouped cv needs. Give {METADATA} a "
-                f"column {self.group_column!r}; or set dataset.group_from to a regular expression on the file name whose first bracket is "
-                r"the patient, such as '^(P\d+)_'; or set dataset.group_column=null, which declares each image its own patient"
+                f"dataset.root={self.root}: nothing says which images are of one patient, which a grouped cv needs. "
+                + group_remedy(self.group_column)
             )
 
     def deep_check(self) -> list[Finding]:

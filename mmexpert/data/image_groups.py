@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mmexpert.data.findings import DataFault, FaultList
-from mmexpert.data.image_index import Columns, ImageIndex, Row
+from mmexpert.data.image_index import METADATA, Columns, ImageIndex, Row
 from mmexpert.data.radiographs import pixel_digest
 from mmexpert.types import ConfigError
 
@@ -20,7 +20,8 @@ def grouped(index: ImageIndex, columns: Columns, pattern: str | None, faults: Fa
     """Rows with their groups, and how those were found: declared | none declared (dataset.group_column=null) | unknown.
 
     pattern: a regular expression on the file name whose first bracket is the group; goes before the column. Where nothing tells, each
-    image is its own group. Raises ConfigError for a pattern without bracket, DataFault for a column that is not there.
+    image is its own group, which is a warning. Raises ConfigError for a pattern without bracket, DataFault for a column that is not
+    there.
     """
     if pattern is not None:
         try:
@@ -37,7 +38,20 @@ def grouped(index: ImageIndex, columns: Columns, pattern: str | None, faults: Fa
     if columns.group != _USUAL:
         there = ", ".join(index.columns) or "none: there is no metadata.csv"
         raise DataFault(f"dataset.group_column={columns.group}: there is no such column; there are {there}", "wrong_field")
+    faults.warn(
+        "no_group",
+        f"nothing says which images are of one patient: each counts as its own, and a grouped cv (group, stratified_group, repeated, "
+        f"nested, leave_one_group_out) will refuse them. {group_remedy(columns.group)}",
+    )
     return [replace(row, group=row.id) for row in index.rows], "unknown"
+
+
+def group_remedy(column: str) -> str:
+    """The three ways to say which images are of one patient."""
+    return (
+        f"Give {METADATA} a column {column!r}; or set dataset.group_from to a regular expression on the file name whose first bracket is "
+        r"the patient, such as '^(P\d+)_'; or set dataset.group_column=null, which declares each image its own patient"
+    )
 
 
 def _matched(rows: Iterable[Row], pattern: re.Pattern, faults: FaultList) -> Iterable[Row]:

@@ -82,6 +82,9 @@ def read_json(path: Path, repeated: list[str] | None = None) -> Any:
 
 def read_split_file(path: Path, split: str, root: Path, faults: FaultList) -> list[Entry]:
     """All records of a file; a wrong one goes to faults. Raises DataFault where the file holds no records."""
+    if split != "train" and not path.exists():
+        remedy = f"correct dataset.root or dataset.splits; a part without a file is dataset.splits.{split}=[]"
+        raise DataFault(f"{path}: there is no such file; {remedy}", "missing_file", str(path))
     content = read_json(path)
     if isinstance(content, dict) and not set(_NEEDED) & set(content):
         named = list(content.items())

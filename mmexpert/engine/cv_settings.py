@@ -54,7 +54,9 @@ class CvSettings:
     def _check_single(self) -> None:
         shares = self.fractions or []
         if len(shares) != 3 or abs(sum(shares) - 1) > 1e-6 or min(shares) < 0 or shares[0] == 0:
-            raise ConfigError(f"cv.fractions={self.fractions}: shares of train (above 0), valid and test whose sum is 1")
+            raise ConfigError(
+                f"cv.fractions={self.fractions}: a list, shares of train (above 0), valid and test whose sum is 1, such as [0.6,0.2,0.2]"
+            )
         given = {"n_splits": 1, "n_repeats": 1, "fold": None, "small_classes": "error", "same_init": False, "headline": None}
         given |= {"over": "groups", "file": None, "workers": 1, "refit": False, "inner_splits": None, "grid": None}
         for key, only in given.items():  # nothing is accepted and ignored

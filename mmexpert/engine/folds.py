@@ -152,10 +152,13 @@ def _cross(records: list[Record], dataset: RecordDataset, settings: CvSettings) 
         external = [sample for sample in external if sample not in named]
     outside = set(external)
     rows = [record for record in kept if record.id not in outside]
-    folds = [
-        _fold(number, repeat, parts, external, settings)
-        for number, (repeat, *parts) in enumerate(_given(rows, settings) if settings.file is not None else _split(rows, settings), 1)
-    ]
+    cuts = list(_given(rows, settings) if settings.file is not None else _split(rows, settings))
+    folds = [_fold(number, repeat, parts, external, settings) for number, (repeat, *parts) in enumerate(cuts, 1)]
+    if settings.selection == "last" and settings.inner_val > 0 and any(not valid for _, _, valid, _ in cuts):
+        log.warning(
+            "cv.selection=last: %g %% of each training part are held out and choose nothing; cv.inner_val=0 trains on them",
+            100 * settings.inner_val,
+        )
     tests = [(fold.repeat, fold.test) for fold in folds]
     check_cover(tests, _ids(rows))
     check_repeats(tests)

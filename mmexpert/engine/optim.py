@@ -63,7 +63,7 @@ def warn_of_few_steps(objective: nn.Module, steps: int) -> None:
         log.warning(
             "%d optimizer steps in all: BatchNorm's statistics lag behind its weights until about step %d, and accuracy may be at chance "
             "although the features are right (compare probe_acc); choose a smaller trainer.batch_size or more trainer.epochs, and with so "
-            "few rows cv.selection=last trainer.early_stopping.patience=null", steps, _FEW,
+            "few rows cv.selection=last cv.inner_val=0 trainer.early_stopping.patience=null", steps, _FEW,
         )  # fmt: skip
 
 

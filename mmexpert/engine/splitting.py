@@ -24,24 +24,36 @@ def folds_of(records: Sequence[Record], splitter: Splitter, n_splits: int, seed:
     groups = [record.group for record in rows]
     names = sorted(set(groups))
     if len(names) < n_splits:
-        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        raise DataError(f"{n_splits} parts need {n_splits} groups or more, there are {len(names)} ({shown}): {remedy}")
+        raise DataError(f"{n_splits} folds need {n_splits} groups or more, there are {_told(names)}: {remedy}")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The groups parameter is ignored")  # folds over rows: check_folds names the groups
         warnings.filterwarnings("ignore", message="The least populated class")  # small_classes counts groups, and refuses or says so
         try:
             splits = list(splitter(n_splits=n_splits, random_state=seed).split(np.zeros(len(rows)), [r.label for r in rows], groups))
         except ValueError as error:  # such as every class smaller than n_splits
-            raise DataError(f"{n_splits} parts of {len(rows)} rows in {len(names)} groups: {error}; {remedy}") from error
+            raise DataError(f"{n_splits} equal parts of {len(rows)} rows in {len(names)} groups: {error}; {remedy}") from error
     return [([rows[i] for i in train], [rows[i] for i in test]) for train, test in splits]
 
 
 def cut(records: Sequence[Record], share: float, splitter: Splitter, seed: int, remedy: str) -> tuple[Records, Records]:
-    """(rest, part): the first part of round(1 / share) splits. Beyond one half the rest is what is cut out."""
+    """(rest, part): the first part of round(1 / share) splits. Beyond one half the rest is what is cut out.
+
+    Raises DataError where there are fewer groups than that.
+    """
     if share > 0.5:
         part, rest = cut(records, 1 - share, splitter, seed, remedy)
         return rest, part
-    return folds_of(records, splitter, round(1 / share), seed, remedy)[0]
+    parts, names = round(1 / share), sorted({record.group for record in records})
+    if len(names) < parts:
+        raise DataError(
+            f"a share of {share:.2g} is one of {parts} equal parts of whole groups, which takes {parts} groups or more; there are "
+            f"{_told(names)}: {remedy}"
+        )
+    return folds_of(records, splitter, parts, seed, remedy)[0]
+
+
+def _told(names: Sequence[str]) -> str:
+    return f"{len(names)} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
 
 
 def own_parts(records: Sequence[Record], fractions: Sequence[float], inner_val: float, seed: int) -> dict[str, Records]:
@@ -56,7 +68,7 @@ def own_parts(records: Sequence[Record], fractions: Sequence[float], inner_val: 
 
     train, valid, test = ([r for r in records if (r.split or "train") == part] for part in ("train", "valid", "test"))
     if not valid and not test:
-        remedy = "set cv.fractions to larger shares, or give the records splits of their own"
+        remedy = _other_shares(len({record.group for record in train}))
         if fractions[2] > 0:
             train, test = cut(train, fractions[2], splitter, seed, remedy)
         if fractions[1] > 0:
@@ -65,6 +77,17 @@ def own_parts(records: Sequence[Record], fractions: Sequence[float], inner_val: 
         remedy = "set cv.inner_val to a larger share, or cv.inner_val=0 with cv.selection=last"
         train, valid = cut(train, inner_val, splitter, seed, remedy)
     return {"train": train, "valid": valid, "test": test}
+
+
+def _other_shares(groups: int) -> str:
+    """What to do where so many groups can not be cut by cv.fractions."""
+    if groups < 3:
+        return "train, valid and test need a group each; give the records other groups, or splits of their own"
+    share = -(-100 // groups) / 100  # of one group, rounded up
+    return (
+        f"set larger shares of train, valid, test, such as cv.fractions=[{1 - 2 * share:.2g},{share:g},{share:g}], or give the records "
+        "splits of their own"
+    )
 
 
 def small_classes(records: Sequence[Record], names: Sequence[str], n_splits: int) -> dict[str, int]:

@@ -125,6 +125,10 @@ def test_groups_come_from_the_column_the_name_or_a_declaration(build, root):
     assert [r.group for r in named.records] == [r.group for r in table.records] == ["P0", "P0", "P2", "P2", "P1", "P1", "P3", "P3"]
     assert len({r.group for r in declared.records}) == 8
     assert (unknown.groups, named.groups, declared.groups) == ("unknown", "declared", "none declared")
+    warned = [finding for finding in unknown.deep_check() if finding.code == "no_group"]
+    assert [finding.severity for finding in warned] == ["warning"]
+    assert "a grouped cv (" in warned[0].advice and "column 'group'; or set dataset.group_from" in warned[0].advice
+    assert not [f for dataset in (named, declared, table) for f in dataset.deep_check() if f.code == "no_group"]
     with pytest.raises(DataError, match="finds no group in 'P0_0.png'"):
         build("image_folder", root=root, group_from=r"^(X\d+)_", **TINY)
     with pytest.raises(ConfigError, match="its first bracket"):
@@ -153,7 +157,7 @@ def test_without_class_texts_the_names_serve_and_a_warning_says_so(build, root):
     (root / "fixed").rename(root / "well_fixed")
     dataset = build("image_folder", root=root, **TINY)
     assert dataset.classes.texts == (("loose",), ("well fixed",))
-    assert "class names serve as texts" in dataset.exclusions.warnings[0]
+    assert [w for w in dataset.exclusions.warnings if "class names serve as texts" in w]
 
 
 def test_a_text_column_replaces_the_prompt_and_an_empty_cell_means_the_class_text(build, root):

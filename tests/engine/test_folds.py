@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import random
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -154,6 +155,16 @@ def test_the_sets_own_test_part_stays_outside_all_folds():
         assert not set(fold.external) & set(fold.train + fold.valid + fold.test)
 
 
+def test_an_inner_part_that_chooses_nothing_is_warned_of_and_inner_val_0_trains_on_it(caplog):
+    rows = dataset(grouped(), "ab")
+    wasteful = make_folds(rows, settings(selection="last"))
+    assert "15 % of each training part are held out and choose nothing; cv.inner_val=0 trains on them" in caplog.text
+    caplog.clear()
+    for fold, held_out in zip(make_folds(rows, settings(selection="last", inner_val=0)), wasteful, strict=True):
+        assert sorted(fold.train) == sorted(held_out.train + held_out.valid) and not fold.valid
+    assert "held out" not in caplog.text and make_folds(rows, settings()) and "held out" not in caplog.text
+
+
 def test_selection_outer_validates_on_the_test_part():
     for fold in make_folds(dataset(grouped(), "ab"), settings(selection="outer", inner_val=0)):
         assert fold.valid == fold.test
@@ -232,13 +243,28 @@ def test_nothing_to_choose_by_is_refused():
 
 
 def test_too_few_groups_are_told_with_their_number_and_names():
-    with pytest.raises(DataError, match=r"5 parts need 5 groups or more, there are 3 \(g000, g001, g002\): use fewer folds"):
+    with pytest.raises(DataError, match=r"5 folds need 5 groups or more, there are 3 \(g000, g001, g002\): use fewer folds"):
         make_folds(dataset(grouped(groups=3, classes=0)), settings(splitter=GROUPED))
 
 
 def test_too_few_groups_for_the_inner_part_are_told_with_both_numbers():
-    with pytest.raises(DataError, match=r"7 parts need 7 groups or more, there are 4 .*cv.inner_val"):
+    with pytest.raises(DataError, match=r"0.15 is one of 7 equal parts of whole groups, .* 7 groups or more; there are 4 .*cv.inner_val"):
         make_folds(dataset(grouped(groups=5, classes=0)), settings(splitter=GROUPED))
+
+
+@pytest.mark.parametrize("groups", [3, 4, 5, 6])
+def test_too_few_groups_for_the_fractions_are_told_with_shares_that_fit(groups):
+    rows = dataset(grouped(groups=groups, classes=0))
+    with pytest.raises(DataError, match=rf"7 groups or more; there are {groups} .*such as cv.fractions=\[") as told:
+        make_folds(rows, single())
+    shares = [float(share) for share in re.search(r"cv.fractions=\[(.*?)\]", str(told.value))[1].split(",")]
+    (fold,) = make_folds(rows, single(fractions=shares))
+    assert all(parts_of(fold))
+
+
+def test_two_groups_can_not_be_three_parts():
+    with pytest.raises(DataError, match="there are 2 .*train, valid and test need a group each"):
+        make_folds(dataset(grouped(groups=2, classes=0)), single())
 
 
 def small_class_records():
