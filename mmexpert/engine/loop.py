@@ -51,6 +51,9 @@ def fit(
     """
     accelerator, given = run.accelerator, objective
     objective, module, optimizer = prepare(accelerator, given, optimizer, settings.accumulation)  # module: without DDP around it
+    stepping = (
+        optimizer if accelerator.scaler else optimizer.optimizer
+    )  # fp16 apart Accelerate adds nothing, but looks for lomo twice a step
     parameters = list(module.named_parameters())  # the walk through all modules takes as long as a small step
     progress = run.checkpoints.restore(module, optimizer, schedule, accelerator.scaler)  # or a fresh start
     run.tracker.truncate(progress.step)
@@ -68,8 +71,8 @@ def fit(
             verdict = run.watch.agree(gradients, progress)  # one all-reduce a step: finite everywhere? asked to stop?
             run.watch.guard(optimizer.optimizer, norm)
             if verdict.finite:
-                optimizer.step()
-            optimizer.zero_grad()
+                stepping.step()
+            stepping.zero_grad()
             schedule.step()
             module.clamp_()  # logit scales; a clamp in forward has no gradient at its bound
             progress.advance(loaders.batch_size)
