@@ -117,7 +117,7 @@ def test_a_fold_that_another_process_ends_during_the_summary_is_summed_up_too(tm
     def sum_up(one):
         (one.folder / "fold_2").mkdir(exist_ok=True)
         write_status(one.folder / "fold_2", Status("done", "c0ffee"))  # the other process is done just after these were read
-        return {"folds_missing": missing.pop(0), "metrics": {}, "group_metrics": {}, "external": {}}
+        return {"folds_done": [1], "folds_missing": missing.pop(0), "metrics": {}, "group_metrics": {}, "external": {}}
 
     monkeypatch.setattr(fold_runs, "_sum_up", sum_up)
     monkeypatch.setattr(fold_runs, "fold_table", lambda _: [])

@@ -72,6 +72,7 @@ def test_folds_by_session_end_in_a_summary_with_interval_and_every_row_predicted
     assert all((run / f"fold_{k}" / "metrics.json").exists() and (run / f"fold_{k}" / "confusion.csv").exists() for k in (1, 2, 3))
 
 
+@pytest.mark.slow  # tests/test_cv_runs.py has folds in another order
 def test_one_fold_alone_equals_that_fold_of_the_whole_and_finished_folds_are_not_run_again(radhar_root, tmp_path):
     command = [f"dataset.root={radhar_root}", "cv.n_splits=3", "cv.inner_val=0.3", "name=some", "trainer.epochs=1"]
     alone = train(tmp_path, *command, "cv.fold=2")

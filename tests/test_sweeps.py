@@ -122,6 +122,7 @@ def test_launchers_of_other_packages_tell_every_end_too(choice, plugin, tmp_path
     assert "1 of 2 jobs failed" in ended.stderr and "seed=2 holds no run" in ended.stderr and "done   | seed=1 | 10 | " in ended.stderr
 
 
+@pytest.mark.slow
 def test_optuna_looks_where_the_monitor_is_better_and_asks_for_the_same_trials_again(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     command = ["seed=choice(1,2,3,4)", "sweep=optuna", "hydra.sweeper.n_trials=3", "name=o"]
