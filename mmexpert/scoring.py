@@ -76,10 +76,8 @@ def quiet_loaders() -> Iterator[None]:
         loader_log.setLevel(before)
 
 
-def score_fold(
-    cfg: Config, folder: Path, fold: Fold, dataset: RecordDataset, split: str, checkpoint: str, trust: Sequence[str], name: str
-) -> dict[str, Any]:
-    """Metrics of one fold's weights on a part."""
+def stored_weights(cfg: Config, folder: Path, checkpoint: str) -> Path:
+    """The position below checkpoints/ that is meant, its files verified. Raises RunFolderError."""
     status = read_status(folder)
     if checkpoint == "best" and (status is None or status.state != "done"):
         raise RunFolderError(f"{folder} is not finished: say which weights, checkpoint=last or a folder below checkpoints/")
@@ -92,6 +90,14 @@ def score_fold(
         verified(weights.resolve())
     except (ValueError, OSError) as error:
         raise RunFolderError(f"{weights}: {error}") from error
+    return weights
+
+
+def score_fold(
+    cfg: Config, folder: Path, fold: Fold, dataset: RecordDataset, split: str, checkpoint: str, trust: Sequence[str], name: str
+) -> dict[str, Any]:
+    """Metrics of one fold's weights on a part."""
+    weights = stored_weights(cfg, folder, checkpoint)
     parts = fold.parts(dataset)
     if not parts[split]:
         raise ConfigError(f"split={split}: this run has no {split} part")
