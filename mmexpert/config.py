@@ -59,17 +59,6 @@ CHOICES = {
     "trainer.device": ("auto", "cpu", "cuda"),
     "trainer.nonfinite": ("stop", "skip"),
 }
-WITHOUT_RADAR = {
-    "mmexpert.data.cirr.Cirr": ("cirr", ("cir_finetune",)),
-    "mmexpert.data.composed_scenes.ComposedScenes": ("composed_scenes", ("cir_finetune",)),
-    "mmexpert.data.fashion_iq.FashionIQ": ("fashion_iq", ("cir_finetune",)),
-    "mmexpert.data.hip_phantom.HipPhantom": ("hip_phantom", ("hip",)),
-    "mmexpert.data.image_folder.ImageFolder": ("image_folder", ("hip", "hip_superclip")),
-    "mmexpert.data.image_text.ImageText": ("image_text", ("image_text",)),
-    "mmexpert.data.scenes.Scenes": ("scenes", ("image_text",)),
-}
-"""Data sets that the default run, whose tower reads radar, can not take: option, and the presets whose towers fit it."""
-
 _NUMBERS = (
     *("optimizer.lr", "optimizer.weight_decay", "optimizer.eps", "optimizer.momentum"),
     *("scheduler.warmup", "scheduler.min_lr", "loss.temperature"),
@@ -117,12 +106,16 @@ def _missing(node: Any, path: str) -> Iterator[str]:
 
 def _without_radar(cfg: DictConfig) -> str:
     """What to choose where a tower for radar meets a data set without; empty where that is not what is wrong."""
-    target = OmegaConf.select(cfg, "dataset._target_")
     if not OmegaConf.select(cfg, "encoder.radar._target_") or "views" in cfg.dataset:
         return ""
-    option, presets = WITHOUT_RADAR.get(target, ("", sorted({preset for _, fitting in WITHOUT_RADAR.values() for preset in fitting})))
-    commands = " or ".join(f"experiment={preset} dataset={option or 'YOURS'}" for preset in presets)
-    return f"dataset={option or target} has no radar, which the encoder/radar of this command reads: choose {commands}"
+    from mmexpert.key_hints import options_of, presets_without
+
+    target, presets = cfg.dataset._target_, presets_without("encoder/radar")
+    option = (options_of("dataset", target) or [target])[0]
+    return (
+        f"dataset={option} has no radar, which the encoder/radar of this command reads: choose a preset without one, "
+        f"experiment={' or '.join(presets)}"
+    )
 
 
 def _explain(error: OmegaConfBaseException) -> str:

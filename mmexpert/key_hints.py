@@ -34,6 +34,16 @@ def chosen_options(arguments: Sequence[str]) -> dict[str, list[str]]:
     return {group: str(value).split(",") for group, value in chosen.items() if value not in (None, "null")}
 
 
+def presets_without(group: str) -> list[str]:
+    """The presets that choose no option of a group (`override /GROUP: null`)."""
+    return [name for name in groups()["experiment"] if _defaults(_file("experiment", name)).get(group, "") is None]
+
+
+def options_of(group: str, target: str) -> list[str]:
+    """The options of a group that build a class."""
+    return [option for option in groups()[group] if _read(_file(group, option)).get("_target_") == target]
+
+
 def key_hint(key: str, arguments: Sequence[str]) -> str:
     """What follows `KEY: there is no such key`: the key that was meant, the options that have it, or the keys beside it."""
     here, last = _composition(arguments), key.rpartition(".")[2]

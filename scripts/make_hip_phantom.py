@@ -23,7 +23,8 @@ def write(out: Path, overrides: list[str]) -> int:
     """Number of films written below out. Raises ConfigError for a wrong key or value."""
     with tempfile.TemporaryDirectory() as cache:  # what is exported need not be kept twice
         given = [f"dataset.{override}" for override in [*overrides, f"cache_dir={cache}"]]
-        dataset = instantiate(composed("dataset=hip_phantom", *given).dataset, "dataset")
+        sys.argv[1:] = ["dataset=hip_phantom", *given]  # the command line that this stands for: hints on misspelt keys read it
+        dataset = instantiate(composed(*sys.argv[1:]).dataset, "dataset")
     out.mkdir(parents=True, exist_ok=True)
     for name in dataset.classes.names:
         (out / name).mkdir()

@@ -6,8 +6,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from mmexpert.command_line import composed, groups
-from mmexpert.config import CONF_DIR, NOT_HASHED, WITHOUT_RADAR, check, instantiate, targets
+from mmexpert.config import CONF_DIR, NOT_HASHED, check, instantiate, targets
 from mmexpert.engine.status import config_hash
+from mmexpert.key_hints import presets_without
 from mmexpert.trust import trusted
 from mmexpert.types import ConfigError
 
@@ -102,27 +103,18 @@ def test_every_preset_composes_under_its_own_name_and_passes_the_schema(preset):
     assert check(cfg)["name"] == preset
 
 
-def test_a_data_set_without_radar_is_answered_with_the_presets_whose_towers_fit_it():
-    named = "choose experiment=hip dataset=image_folder or experiment=hip_superclip dataset=image_folder$"
-    with pytest.raises(ConfigError, match=f"dataset=image_folder has no radar, which .*: {named}"):
+def test_a_data_set_without_radar_is_answered_with_the_presets_that_read_none():
+    named = "experiment=cir_combiner or cir_finetune or hip or hip_superclip or image_text$"
+    with pytest.raises(ConfigError, match=f"dataset=image_folder has no radar, which .*: choose a preset without one, {named}"):
         check(composed("dataset=image_folder", "dataset.root=somewhere"))
-    with pytest.raises(ConfigError, match="dataset=theirs.Pictures has no radar.*experiment=image_text dataset=YOURS"):
+    with pytest.raises(ConfigError, match="dataset=theirs.Pictures has no radar.*image_text"):
         check(composed("dataset=scenes", "dataset._target_=theirs.Pictures"))
 
 
-def test_the_presets_that_are_named_for_a_data_set_without_radar_compose_with_it():
-    found = set()
-    for option in groups()["dataset"]:
-        rooted = ["dataset.root=somewhere"] if OmegaConf.is_missing(composed(f"dataset={option}").dataset, "root") else []
-        node = composed(f"dataset={option}", *rooted).dataset
-        if "views" in node:
-            continue
-        named, presets = WITHOUT_RADAR[node._target_]
-        assert named == option
-        found.add(node._target_)
-        for preset in presets:
-            assert check(composed(f"experiment={preset}", f"dataset={option}", *rooted))["dataset"]["_target_"] == node._target_
-    assert found == set(WITHOUT_RADAR)
+@pytest.mark.parametrize("option, preset", [("image_folder", "hip"), ("image_text", "image_text"), ("cirr", "cir_finetune")])
+def test_a_named_preset_takes_such_a_data_set(option, preset):
+    assert preset in presets_without("encoder/radar")
+    assert check(composed(f"experiment={preset}", f"dataset={option}", "dataset.root=somewhere"))["encoder"].get("radar") is None
 
 
 @pytest.mark.parametrize("key", ["optimizer.lr", "optimizer.weight_decay", "scheduler.warmup", "loss.temperature"])

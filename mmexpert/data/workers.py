@@ -124,7 +124,7 @@ class Stream:
             for pid in stuck:
                 os.kill(pid, signal.SIGKILL)
             self.close()
-        raise ProcessError(f"no loader worker came up in {_STARTS} starts of {_START_S:g} s; trainer.num_workers=0 needs none")
+        raise ProcessError(f"some loader workers did not come up in {_STARTS} starts of {_START_S:g} s; trainer.num_workers=0 needs none")
 
     def _stuck(self) -> list[int]:
         """Ids of the workers that do not come up. A fork copies the locks that other threads (gloo's) hold at that moment, and a child

@@ -21,9 +21,6 @@ def parameter_groups(objective: nn.Module, lr: float, weight_decay: float) -> li
     Every trainable parameter is in exactly one group. lr is scaled by the tower's lr_scale; parameters of the losses are never
     decayed: a decayed logit scale drifts towards temperature 1. Raises ConfigError where nothing can be trained.
     """
-    for key, value in (("lr", lr), ("weight_decay", weight_decay)):
-        if not isinstance(value, int | float):
-            raise ConfigError(f"optimizer.{key}={value!r}: a number is needed")
     owners = {id(p): (role, tower.lr_scale) for role, tower in objective.model.encoders.items() for p in tower.parameters()}
     owners |= {id(p): ("loss", 1.0) for part in (objective.loss, objective.sequence_loss) if part is not None for p in part.parameters()}
     groups: dict[tuple[str, bool], dict] = {}

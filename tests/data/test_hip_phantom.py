@@ -187,5 +187,5 @@ def test_the_script_writes_class_folders_that_read_back_to_the_same_films(build,
 
 def test_the_script_names_a_misspelt_key_before_it_writes(tmp_path):
     ended = script("--out", tmp_path / "films", "n_patient=3")
-    assert ended.returncode == 2 and "'n_patients'" in ended.stderr and "Traceback" not in ended.stderr
+    assert ended.returncode == 2 and "did you mean 'n_patients'" in ended.stderr and "Traceback" not in ended.stderr
     assert not (tmp_path / "films").exists()
