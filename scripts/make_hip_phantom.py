@@ -23,8 +23,7 @@ def write(out: Path, overrides: list[str]) -> int:
     """Number of films written below out. Raises ConfigError for a wrong key or value."""
     with tempfile.TemporaryDirectory() as cache:  # what is exported need not be kept twice
         given = [f"dataset.{override}" for override in [*overrides, f"cache_dir={cache}"]]
-        sys.argv[1:] = ["dataset=hip_phantom", *given]  # the command line that this stands for: hints on misspelt keys read it
-        dataset = instantiate(composed(*sys.argv[1:]).dataset, "dataset")
+        dataset = instantiate(composed("dataset=hip_phantom", *given).dataset, "dataset")
     out.mkdir(parents=True, exist_ok=True)
     for name in dataset.classes.names:
         (out / name).mkdir()
@@ -46,6 +45,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path, help="folder to write: absent or empty")
     parser.add_argument("overrides", nargs="*", help="KEY=VALUE of conf/dataset/hip_phantom.yaml")
     given = parser.parse_args()
+    sys.argv[1:] = ["dataset=hip_phantom"]  # the option whose keys these are: a misspelt one is looked up in the command line
     if given.out.exists() and (not given.out.is_dir() or any(given.out.iterdir())):
         sys.exit(f"--out {given.out}: it is not an empty folder; name another one, or empty it yourself")
     print(f"wrote {write(given.out, given.overrides)} films, metadata.csv and class_texts.json to {given.out}")
