@@ -173,7 +173,7 @@ def test_alignment_of_ordered_blocks_has_the_reference_values(build, changes, in
 
 
 def test_the_gradient_of_a_monotone_score_on_the_table_is_a_share_of_paths(build):
-    from mmexpert.similarity.temporal import monotone_scores
+    from mmexpert.similarity.monotone import monotone_scores
 
     table = torch.rand(2, 3, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).mul(2).sub(1).requires_grad_()
     scores = monotone_scores(table, torch.tensor([5, 3]), torch.tensor([4, 2, 3]), 0.1, "free", "query")
@@ -185,20 +185,20 @@ def test_the_gradient_of_a_monotone_score_on_the_table_is_a_share_of_paths(build
 @pytest.mark.parametrize("moves", ["free", "step"])
 @pytest.mark.parametrize("way", ["linear", "logarithms"])
 def test_alignment_enumerates_all_paths_in_linear_scale_and_in_logarithms(monkeypatch, moves, way):
-    from mmexpert.similarity import temporal
+    from mmexpert.similarity import monotone
 
     if way == "logarithms":
-        monkeypatch.setattr(temporal, "_LOG_RANGE", 0.0)
+        monkeypatch.setattr(monotone, "_LOG_RANGE", 0.0)
     query, target = ragged([4, 3], 20), ragged([3, 2], 21)
     unit = torch.nn.functional.normalize
     table = torch.einsum("ild,jmd->ijlm", unit(query.sequence, dim=-1), unit(target.sequence, dim=-1)).double().requires_grad_()
     steps, tokens = torch.tensor([4, 3]), torch.tensor([3, 2])
-    got = temporal.monotone_scores(table, steps, tokens, 0.1, moves, "query")
+    got = monotone.monotone_scores(table, steps, tokens, 0.1, moves, "query")
     for i in range(2):
         for j in range(2):
             expected = monotone_one_way(one(query, i).sequence[0], one(target, j).sequence[0], moves)
             assert got[i, j].item() == pytest.approx(expected, abs=1e-6)
-    assert torch.autograd.gradcheck(lambda x: temporal.monotone_scores(x, steps, tokens, 0.1, moves, "query"), (table,), atol=1e-6)
+    assert torch.autograd.gradcheck(lambda x: monotone.monotone_scores(x, steps, tokens, 0.1, moves, "query"), (table,), atol=1e-6)
     assert len(paths(4, 3, "free")) == 15 and len(paths(4, 3, "step")) == 3
 
 
@@ -275,7 +275,7 @@ def test_impossible_keys_are_refused_by_name(build, name, changes, message):
 
 def test_the_backward_pass_over_248_tokens_takes_no_quadratic_time():
     """A property of the code, not a timed promise: indexing S[:, :, l] in a loop would make it 30 times the forward pass."""
-    from mmexpert.similarity.temporal import monotone_scores
+    from mmexpert.similarity.monotone import monotone_scores
 
     times = []
     for _ in range(3):
