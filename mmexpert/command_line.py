@@ -32,9 +32,11 @@ RENAMED_FLAGS = {
     "learning_rate": ("optimizer.lr", "1e-3"),
     "version": ("name", "my_run"),
     "data_dir": ("dataset.root", "DIR"),
+    "output_dir": ("hydra.run.dir", "DIR"),
+    "save_dir": ("hydra.run.dir", "DIR"),
     "temperature": ("loss.temperature", "0.07"),
 }
-"""Flags of the source systems -> the key here, and a value where none was typed."""
+"""Names of the source systems and of other toolkits -> the key here, and a value where none was typed."""
 
 OLD_FLAGS = {
     "config": "experiment=radar",
@@ -195,7 +197,8 @@ def hydra_message(error: Exception) -> str | None:
     if match := re.search(r"Could not override '([^']+)'", text):
         if inner := [group for group in groups() if group.startswith(f"{match[1]}/")]:
             return f"ConfigError: {match[1]} is no group of its own: choose {', '.join(inner)}"
-        return f"ConfigError: {match[1]}: there is no such key{key_hint(match[1], sys.argv[1:])}"
+        meant = f": did you mean {RENAMED_FLAGS[match[1]][0]!r}?" if match[1] in RENAMED_FLAGS else key_hint(match[1], sys.argv[1:])
+        return f"ConfigError: {match[1]}: there is no such key{meant}"
     if match := re.search(r"Could not find '([^']+)'\n\nAvailable options in '([^']+)':\n((?:\t.*\n?)+)", text):
         group, option = match[2], match[1].rsplit("/", 1)[-1]
         if extra := PLUGINS.get(f"{group}={option}"):

@@ -89,6 +89,7 @@ MISTAKES = {
     "trainer.epoch=3": "did you mean 'epochs'",
     "trainr.epochs=3": "trainr.epochs: there is no such key: did you mean 'trainer.epochs'?",
     "epochs=3": "did you mean 'trainer.epochs'?",
+    "output_dir=x": "did you mean 'hydra.run.dir'?",
     "+trainer.foo=1": "trainer.foo: there is no such key",
     "trainer.epochs=many": "trainer.epochs",
     "resume=maybe": "resume=maybe: choose one of auto, must, never",
