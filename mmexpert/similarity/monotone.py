@@ -95,10 +95,17 @@ class _Sums:
     times: Callable[..., Tensor]
     plus: Callable[..., Tensor]
     cumulated: Callable[..., Tensor]
+    held: Callable[[Tensor], Tensor]  # from a logarithm, in place
+    log: Callable[[Tensor], Tensor]
+    value: Callable[[Tensor], Tensor]  # in place
 
 
-_PLAIN = _Sums(0.0, 1.0, torch.mul, torch.add, torch.cumsum)
-_LOGARITHMS = _Sums(-1e30, 0.0, torch.add, torch.logaddexp, torch.logcumsumexp)
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+_PLAIN = _Sums(0.0, 1.0, torch.mul, torch.add, torch.cumsum, Tensor.exp_, Tensor.log, _same)
+_LOGARITHMS = _Sums(-1e30, 0.0, torch.add, torch.logaddexp, torch.logcumsumexp, _same, _same, Tensor.exp_)
 
 
 def _walk(
@@ -110,9 +117,7 @@ def _walk(
     Padded steps keep what has arrived, as their e is one at the last token and nothing elsewhere.
     """
     energy, walked = (flat[: table.numel()].view(table.shape[2], *table.shape[:2], table.shape[3]) for flat in room)
-    energy.copy_(table.permute(2, 0, 1, 3)).div_(gamma)
-    if sums is _PLAIN:
-        energy.exp_()
+    sums.held(energy.copy_(table.permute(2, 0, 1, 3)).div_(gamma))
     at = torch.arange(table.shape[3], device=table.device)
     last = torch.where(at == tokens[:, None] - 1, sums.one, sums.none).double()
     number = torch.arange(len(energy), device=table.device)[:, None]
@@ -125,17 +130,15 @@ def _walk(
     here = torch.where(at == 0, sums.one, sums.none).double().expand_as(energy[0])
     for row, arrived in zip(energy, walked, strict=True):
         here = sums.times(row, _reach(here, moves, sums), out=arrived)
-    total = here.sum(-1).log() if sums is _PLAIN else here.logsumexp(-1)
+    total = sums.log(sums.cumulated(here, -1)[..., -1])
     if not shares:
         return total, None
-    weight = -total - steps.double().log()[:, None]
-    onward = sums.times(last, (weight.exp() if sums is _PLAIN else weight)[..., None])
+    onward = sums.times(last, sums.held(-total - steps.double().log()[:, None])[..., None])
     for row, arrived in zip(reversed(energy.unbind(0)), reversed(walked.unbind(0)), strict=True):
         onward = _reach(onward.flip(-1), moves, sums).flip(-1)
         sums.times(arrived, onward, out=arrived)
         onward = sums.times(row, onward, out=onward)
-    share = walked if sums is _PLAIN else walked.exp_()
-    return total, share.masked_fill_(~real, 0).permute(1, 2, 0, 3)
+    return total, sums.value(walked).masked_fill_(~real, 0).permute(1, 2, 0, 3)
 
 
 def _reach(x: Tensor, moves: str, sums: _Sums) -> Tensor:
