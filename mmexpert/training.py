@@ -174,7 +174,8 @@ def _train(
     tokenizer = build.build_tokenizer(cfg, dataset.vocabulary_texts(parts["train"]))
     classes = build.training_classes(dataset, parts["train"])
     model = build.build_model(cfg, classes, tokenizer, session.trust)
-    objective = build.build_objective(cfg, model, tokenizer.corpus(texts) if tokenizer else None, session.trust)
+    corpus, keys = tokenizer.corpus(texts) if tokenizer else None, dataset.keys[parts["train"]]
+    objective = build.build_objective(cfg, model, corpus, session.trust, keys)
     if cfg["init_from"]:
         load_initial(objective, Path(cfg["init_from"]), cfg["init_strict"])
     seed_rank(seed, ranks.rank)

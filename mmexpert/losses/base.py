@@ -57,6 +57,9 @@ class Loss(nn.Module):
     def see_corpus(self, corpus: TokenCorpus | None) -> None:
         """Called once before training with the training part's tokens, None without a text tower; most losses do not look."""
 
+    def see_keys(self, keys: Tensor, rows: int) -> None:
+        """Called once before training with the training part's keys int64 [n] and the rows of a batch; most losses do not look."""
+
     def tile(self, tiling: Tiling) -> None:
         """Says how the loss is computed (losses/tiled.py); what it is stays the same."""
         self.tiling = tiling
