@@ -15,8 +15,9 @@ from mmexpert.engine.optim import parameter_groups
 from mmexpert.losses.clip import ClipLoss
 from mmexpert.losses.siglip import SigLipLoss
 from mmexpert.losses.superclip import SuperClipLoss
+from mmexpert.models.heads import BothHead, TextHead
 from mmexpert.similarity.global_ import Global
-from mmexpert.types import ConfigError, Encoding, Pair
+from mmexpert.types import ClassTable, ConfigError, Encoding, Pair
 
 B, PROCESSES = 4, 2
 
@@ -50,6 +51,7 @@ class WithFurther(Model):
 
 
 CASES = [(name, model) for name in LOSSES for model in (Model, WithFurther)]
+CLASSES = ClassTable(("walk", "jump"), (("a walk",), ("a jump",)), (3, 1))
 HEADS = ("global", "local", "attention", "temporal")
 
 
@@ -226,6 +228,18 @@ def test_the_sequence_scale_is_clamped_after_the_step_and_doubled_temperature_le
     assert module.scales()["logit_scale_seq"].item() == pytest.approx(100)
     pair = module.model(whole_batch())
     assert module.similarity(pair.query, pair.target).abs().max() <= 1
+
+
+@pytest.mark.parametrize("head", [lambda: TextHead(0.05, 0.0, CLASSES), lambda: BothHead(D, 0.05, 0.0, CLASSES)], ids=["text", "both"])
+def test_the_scales_and_biases_of_all_terms_are_told_by_their_logged_names(head):
+    module = objective("siglip", similarity=lambda: Global(D, True))
+    module.model.head = head().double()
+    with torch.no_grad():
+        module.sequence_loss.logit_scale.fill_(math.log(30))
+        module.sequence_loss.logit_bias.fill_(-4.0)
+    told = {name: value.item() for name, value in module.scales().items()}
+    expected = {"logit_scale": 10, "logit_bias": -2, "logit_scale_seq": 30, "logit_bias_seq": -4, "logit_scale_class": 20}
+    assert told == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_tower_without_tokens_ends_with_the_remedy():
