@@ -92,7 +92,7 @@ def test_plain_sums_and_logarithms_agree_on_adverse_tables_near_the_limit_of_flo
     """The best cells lie where no path can take them all: terms of the sums differ by e^600."""
     length, gamma = 38, 0.1
     steps = torch.arange(length)
-    alternating, turned = 1 - 2 * ((steps[:, None] + steps) % 2), 1 - 2 * (steps[:, None] + steps < length).long()
+    alternating, turned = 2 * ((steps[:, None] + steps) % 2) - 1, 1 - 2 * (steps[:, None] + steps < length).long()
     tables = torch.stack([alternating, turned, torch.full_like(turned, -1)]).double()
     results = []
     for limit in (1e9, 0.0):
