@@ -11,6 +11,7 @@ from test_cv_runs import NESTED, run, stored, table, write_films
 
 from mmexpert import build, training
 from mmexpert.engine.status import read_status
+from mmexpert.engine.watch import Watch
 
 SHORT = ["trainer.epochs=1", "trainer.monitor=valid/acc"]
 ALONE = ["cv=none", "cv.n_splits=1", "cv.fractions=[0.5,0.25,0.25]", *SHORT]
@@ -94,6 +95,15 @@ def test_a_signal_while_the_data_set_is_built_leaves_a_status_too(films, tmp_pat
     stopped(monkeypatch, folder, *given)
     status = read_status(folder)
     assert (status.state, status.stopped, status.exit_code, status.step) == ("stopped", "signal", 143, 0)
+    run(folder, *given)
+    assert read_status(folder).state == "done"
+
+
+def test_an_optimizer_that_is_not_fused_is_polled_at_every_step_whatever_is_asked(films, tmp_path, monkeypatch):
+    folder, given = tmp_path / "hip" / "run", [f"dataset.root={films}", *ALONE, "optimizer.fused=false", "trainer.poll_every=50"]
+    signals_once(monkeypatch, Watch, "see")
+    stopped(monkeypatch, folder, *given)
+    assert read_status(folder).step == 1
     run(folder, *given)
     assert read_status(folder).state == "done"
 
