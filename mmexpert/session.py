@@ -75,7 +75,7 @@ def open_run(
     records = loaders.dataset.records
     evidence = Evidence(folder, ranks, lambda ids: [records[i].id for i in ids], lambda: scales_and_rates(objective, optimizer))
     poll = poll_steps(trainer["poll_every"], accelerator.device, optimizer)
-    watching = WatchSettings(trainer["nonfinite"], trainer["nonfinite_budget"], poll)
+    watching = WatchSettings(trainer["nonfinite"], trainer["nonfinite_budget"], poll, loaders.steps_per_epoch, total)
     watch = Watch(accelerator, watching, checkpoints.minutes_due, evidence, session.stops)
     has_valid = bool(loaders.parts["valid"])
     limit = trainer["max_grad_norm"] if trainer["max_grad_norm"] is not None else float("inf")

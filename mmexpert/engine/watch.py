@@ -28,11 +28,18 @@ class Verdict:
 
 @dataclass(frozen=True)
 class WatchSettings:
-    """nonfinite: stop | skip. budget: updates that skip may leave out. poll_every: steps between reads by the host."""
+    """nonfinite: stop | skip. budget: updates that skip may leave out. poll_every: steps between reads by the host. epoch_steps,
+    total_steps: of an epoch, of the run."""
 
     nonfinite: str
     budget: int
     poll_every: int
+    epoch_steps: int
+    total_steps: int
+
+    def polled(self, step: int, step_in_epoch: int) -> bool:
+        """Whether the host reads at a step, counted from 1: what an epoch's or the run's last steps had would else never be told."""
+        return step % self.poll_every == 0 or step_in_epoch == self.epoch_steps or step == self.total_steps
 
 
 def poll_steps(wanted: int | None, device: torch.device, optimizer: torch.optim.Optimizer) -> int:
@@ -67,7 +74,7 @@ class Watch:
         self.evidence.see(ids, losses)
 
     def agree(self, gradients: Gradients, progress: Any) -> Verdict:
-        """Finite on all ranks? Asked to stop on any? Due on rank 0? One all-reduce, read every poll_every steps.
+        """Finite on all ranks? Asked to stop on any? Due on rank 0? One all-reduce, where the host reads.
 
         Raises NonFiniteError on all ranks, before the update that would have spoilt the weights.
         """
@@ -76,7 +83,7 @@ class Watch:
         self.bad_since_poll = self.bad_since_poll + bad
         if scaled:
             self.overflows = (self.overflows + 1) * ~torch.isfinite(gradients.total)
-        if (progress.step + 1) % self.settings.poll_every:
+        if not self.settings.polled(progress.step + 1, progress.step_in_epoch + 1):
             return Verdict(finite=True, stop=0, save=False)  # Watch.guard() keeps a bad update out on the device
         asked = [float(self.stops.signal), float(self.accelerator.is_main_process and self.minutes_due())]
         flags = torch.cat([torch.stack([bad, self.bad_since_poll, self.overflows]), torch.tensor(asked, device=bad.device)])

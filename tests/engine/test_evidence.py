@@ -29,7 +29,7 @@ def watch(folder, nonfinite="stop", budget=1, poll=1, others=()):
     names = [f"img{i:03d}" for i in range(100)]
     evidence = Evidence(folder, Ranks(others), lambda ids: [names[i] for i in ids], lambda: {"logit_scale": 14.3, "lr/image": 1e-3})
     accelerator = Accelerator(cpu=True)
-    return Watch(accelerator, WatchSettings(nonfinite, budget, poll), lambda: False, evidence, Stops(Processes(accelerator)))
+    return Watch(accelerator, WatchSettings(nonfinite, budget, poll, 1000, 1000), lambda: False, evidence, Stops(Processes(accelerator)))
 
 
 def step(one, number, value=1.0, ids=(4, 7), spoil=None):
@@ -126,6 +126,11 @@ def test_under_skip_a_good_step_is_taken_although_one_since_the_last_poll_was_ba
     assert step(one, 2).finite and one.skipped == 1
     step(one, 3)
     assert not step(one, 4, float("nan")).finite and one.skipped == 2
+
+
+def test_the_last_steps_of_an_epoch_and_of_the_run_are_polled_too():
+    settings = WatchSettings("stop", 1, 10, epoch_steps=12, total_steps=17)
+    assert [step for step in range(1, 18) if settings.polled(step, (step - 1) % 12 + 1)] == [10, 12, 17]
 
 
 def overflow(one, number, finite=False):
