@@ -99,6 +99,10 @@ class Loaders:
         order = [rows[i] for i in hash_order([self.dataset.records[i].id for i in rows])]
         yield from self._evaluation(self._source, order)
 
+    def batches(self, name: str) -> int:
+        """How many evaluation batches part(name) gives."""
+        return -(-len(self.parts[name]) // (self.plan.eval_batch_size * self.plan.processes))
+
     def gallery(self, name: str) -> Iterator[Batch]:
         """This rank's batches of the pictures that a part's queries are ranked against, of a data set that has pictures(part)."""
         pictures = self.dataset.pictures(name)
