@@ -88,7 +88,7 @@ class Console:
     def step(self, row: dict[str, Any], means: dict[str, float], done: int) -> None:
         """A logged step: means of the epoch so far, rate, time spent waiting for data. done: steps of the epoch."""
         rates = [value for name, value in row.items() if name.startswith("lr/")]
-        place = f"step {row['step']}, " if not sys.stdout.isatty() else ""
+        place = f"step {row['step']}: " if not sys.stdout.isatty() else ""
         text = ", ".join([f"{place}{terms(means)}", f"lr={max(rates):.2e}", f"data={row['data_time']:.3f}s"])
         self._train(row["epoch"], done, text)
         if row["data_time"] > 0.3 * row["batch_time"] and row["step"] > 2 * self.steps_per_epoch:

@@ -53,7 +53,7 @@ def test_each_line_of_an_epoch_has_the_form_that_is_promised(loss, prefix, caplo
     with caplog.at_level(logging.INFO):
         epoch_of(Console(prefix, 3, ["acc", "map", "RSum"]), means)
     forms = [
-        rf"Epoch 1 \[Train\]: 2/3 \[step 2, {bar}, lr=1.00e-03, data=0.000s\]",
+        rf"Epoch 1 \[Train\]: 2/3 \[step 2: {bar}, lr=1.00e-03, data=0.000s\]",
         rf"Epoch 1 \[Train\]: 3/3 \[{bar}\]",
         rf"\[Val\]: 2/2 \[\d+\.\ds, {bar}\]",
         f"Train {line}",
