@@ -79,8 +79,6 @@ def _check(cfg: Config, dataset: RecordDataset, names: Sequence[str]) -> None:
     if dataset.classes is None or list(dataset.classes.names) != list(names):
         found = "none" if dataset.classes is None else ", ".join(dataset.classes.names)
         raise DataError(f"the other data has the classes {found}, the run was trained on {', '.join(names)}: they must be the same")
-    if cfg["dataset"].get("normalize") == "dataset":
-        raise ConfigError("dataset.normalize=dataset: mean and sd of the training part are not stored with a run; train with per_image")
     if cfg["evaluator"].get("prior") == "train":
         raise ConfigError("evaluator.prior=train needs the run's own training part: set evaluator.prior=as_trained for other data")
 
@@ -115,6 +113,7 @@ def _rows(cfg: Config, folder: Path, dataset: RecordDataset, wanted: list[int], 
     place = build.Placement(accelerator.device, accelerator.process_index, accelerator.num_processes)
     cfg = cfg | {"trainer": trainer | {"drop_last": False}}
     dataset = copy.copy(dataset)
+    dataset.take_up(loaded.config.get("preparation", {}).get("image"))  # mean and sd of this model's own training part
     dataset.balance_settings = None  # nothing is trained, and a class may be absent
     parts = {"train": wanted, "valid": [], "test": wanted}
     loaders = build.build_loaders(cfg, dataset, parts, loaded.tokenizer, cfg["seed"], place)

@@ -16,8 +16,9 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from mmexpert.command_line import describe, register, trust_list
-from mmexpert.config import check
+from mmexpert.config import NOT_HASHED, check
 from mmexpert.engine.monitor_mode import mode_of
+from mmexpert.engine.status import config_hash
 from mmexpert.types import ConfigError, MmexpertError
 
 log = logging.getLogger(__name__)
@@ -35,10 +36,11 @@ class JobEnd:
 
 @dataclass
 class EndedJobs:
-    """The jobs of this process's multirun by their number."""
+    """The jobs of this process's multirun by their number. outer: configurations that chose on the reported test parts."""
 
     rows: dict[int, JobEnd] = field(default_factory=dict)
     dry: bool = False
+    outer: set[str] = field(default_factory=set)
 
     def note(self, job: JobReturn) -> None:
         """Takes up the end of a job; once more is no harm."""
@@ -50,6 +52,9 @@ class EndedJobs:
             from mmexpert.train import planned_state
 
             state = planned_state(folder, check(job.cfg))
+        if state != "failed" and job.cfg.cv.selection == "outer":
+            plain = OmegaConf.to_container(job.cfg, resolve=True)
+            self.outer.add(config_hash(plain, [*NOT_HASHED, "seed"]))  # another start of one configuration is no other one
         self.rows[hydra.job.num] = JobEnd(tuple(job.overrides or ()), state, job._return_value, folder)  # .return_value would raise
 
     def failed(self) -> list[JobEnd]:
@@ -79,6 +84,11 @@ class EndedJobs:
             f"  {state.ljust(widths[0])} | {overrides.ljust(widths[1])} | {told}{' | ' if told else ''}{_relative(row.folder)}"
             for (state, overrides, told), row in zip(cells, rows, strict=True)
         ]
+        if len(self.outer) > 1:
+            lines.append(
+                f"WARNING: {len(self.outer)} configurations with cv.selection=outer: each chose on the test parts that it reports, and the "
+                "best of them is chosen there once more. cv=nested compares configurations on inner parts alone"
+            )
         return "\n".join(lines)
 
 

@@ -76,7 +76,7 @@ def _data(line: Translation, given: Given, choices: Choices) -> None:
             raise ConfigError(f"{where}: class_texts_file {shown(name)} is neither {places[0].absolute()} nor {places[1].absolute()}")
         line.add(given.said("class_texts_file") + f": found in {texts.parent}", f"dataset.class_texts={shown(str(texts.resolve()))}")
     elif "class_texts_file" in given:
-        line.add("class_texts_file=null stays null", "dataset.class_texts=null")
+        line.add("class_texts_file=null: class_texts.json of the data folder, else the names of the classes", "dataset.class_texts=auto")
     else:
         line.warnings.append("class_texts_file is not given: class_texts.json of the data folder is read, or give dataset.class_texts=FILE")
     line.add(given.said("augmentation", "img_size"), f"dataset.augmentation={shown(given['augmentation'])}")

@@ -23,7 +23,9 @@ from safetensors.torch import load_file
 
 from mmexpert.command_line import composed
 from mmexpert.config import NOT_HASHED, check
+from mmexpert.data.preparation import stored_constants
 from mmexpert.engine.status import Status, config_hash, read_status, write_status
+from mmexpert.loading import load
 from mmexpert.nested import _failure_told
 from mmexpert.types import ConfigError, DataError, RunFolderError
 
@@ -219,6 +221,19 @@ def test_the_fold_models_alone_give_what_the_run_reported_and_known_films_are_wa
         assert float(found[row["id"]]["p_left"]) == pytest.approx(float(row["p_left"]), abs=1e-6)
     evaluate(monkeypatch, f"run={refitted}", f"dataset.root={films}", "dataset.metadata=less.csv")
     assert "43 of 51 rows have ids of the run's own data" in caplog.text
+
+
+def test_other_films_are_normalised_by_the_numbers_that_are_stored_with_the_model(films, tmp_path, monkeypatch):
+    folder = run(tmp_path / "outputs/hip/fitted", f"dataset.root={films}", "dataset.normalize=dataset", "cv.fold=1", "trainer.epochs=1")
+    other = write_films(tmp_path / "darker", 4, 2)
+    for path in other.glob("*.png"):
+        Image.fromarray(np.asarray(Image.open(path)) // 3).save(path)  # mean and sd of their own would be others
+    evaluate(monkeypatch, f"run={folder / 'fold_1'}", f"dataset.root={other}")
+    rows = table(folder / "fold_1/evaluate/other_darker/predictions.csv")
+    expected = load(folder / "fold_1", "cpu").classify([other / row["file"] if "file" in row else other / row["id"] for row in rows])
+    assert [float(row["p_left"]) for row in rows] == pytest.approx(expected[:, 0].tolist(), abs=1e-6)
+    with pytest.raises(ConfigError, match="the model is stored with normalize=per_image, without mean and sd"):
+        stored_constants({"normalize": "per_image"})
 
 
 def test_a_class_that_the_run_does_not_know_is_an_error_and_a_missing_one_is_none(refitted, tmp_path, monkeypatch):

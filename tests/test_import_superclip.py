@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from mmexpert.build import build_dataset
 from mmexpert.command_line import composed, prepare_arguments
 from mmexpert.config import check, instantiate
 
@@ -151,7 +154,7 @@ CHANGES = {
     "early_stopping_patience": (None, ["trainer.early_stopping.patience=null"]),
     "early_stopping_min_delta": (0.01, ["trainer.early_stopping.min_delta=0.01"]),
     "early_stopping_monitor": ("val_map", ["trainer.early_stopping.monitor=valid/map"]),
-    "class_texts_file": (None, ["dataset.class_texts=null"]),
+    "class_texts_file": (None, ["dataset.class_texts=auto"]),
     "use_weighted_sampling": (False, ["dataset.balance.apply=loss"]),
     "weight_method": ("effective_number", ["dataset.balance.method=effective_number"]),
     "weight_smooth_factor": (0.5, ["dataset.balance.smooth=0.5"]),
@@ -396,6 +399,20 @@ def test_the_printed_lines_compose(change, lines):
     assert not plain["encoder"].get("radar") and plain["model"]["query"] == "image"
     assert plain["optimizer"]["lr"] == (1e-5 if change == "learning_rate" else 1e-4)
     assert plain["name"].startswith(("resnet18_", "clip_RN50x4_")) and plain["trainer"]["monitor"] == "valid/map"
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_data_set_of_a_line_without_class_texts_is_built(own, lines, folder):
+    for number, name in enumerate(("loose", "fixed")):
+        (folder / "films" / name).mkdir(parents=True)
+        for i in range(4):
+            pixels = np.random.default_rng([number, i]).integers(0, 255, (16, 16), np.uint8)
+            Image.fromarray(pixels).save(folder / "films" / name / f"{i}.png")
+    if own:
+        (folder / "films/class_texts.json").write_text(json.dumps({"loose": "a stem that moves", "fixed": "a stem that holds"}))
+    (overrides,) = lines([EXAMPLE | {"class_texts_file": None}], "--data-dir", "films")
+    dataset = build_dataset(check(composed(*prepare_arguments(overrides))), ())
+    assert dataset.classes.texts == ((("a stem that holds",), ("a stem that moves",)) if own else (("fixed",), ("loose",)))
 
 
 @pytest.mark.parametrize("arguments", [[], ["--as-source"], ["--data-dir", "films"], ["--data-dir", "films", "--as-source"]])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -71,6 +72,11 @@ def test_a_run_leaves_every_promised_file_and_the_chance_line(tiny_run):
     assert json.loads((tiny_run / "status.json").read_text())["state"] == "done"
     history = json.loads((tiny_run / "history.json").read_text())
     assert [row["step"] for row in history] == [4, 8] and all("valid/RSum" in row and "train/loss_total" in row for row in history)
+    lines = re.findall(
+        r": (?:Epoch 2 \[Train\]: 4/4 \[.*loss=|\[Val\]: 2/2 \[.*loss=|Train Loss: |Val Loss: )([\d.]+)", (tiny_run / "log.txt").read_text()
+    )
+    train, valid = f"{history[1]['train/loss_total']:.4f}", f"{history[1]['valid/loss_total']:.4f}"
+    assert lines[-4:] == [train, valid, train, valid]  # the bar ends with the means of the epoch
 
 
 def test_a_finished_run_is_not_run_again_and_another_config_in_its_folder_is_refused(tmp_path, tiny):

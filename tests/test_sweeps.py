@@ -95,6 +95,15 @@ def test_a_queue_inside_torchrun_and_too_few_devices_are_refused(tmp_path):
     assert few.returncode == 2 and "there are 1 GPUs: 6" in few.stderr
 
 
+def test_several_configurations_that_choose_on_the_test_parts_are_told_of_nested(tmp_path):
+    outer = ["experiment=hip", "cv=stratified_group", "cv.selection=outer", "cv.inner_val=0", "dry_run=true"]
+    several = sweep(tmp_path, *outer, "loss=clip,superclip", "cv.fold=1,2")
+    assert several.returncode == 0, several.stderr
+    assert "WARNING: 2 configurations with cv.selection=outer" in several.stdout and "cv=nested" in several.stdout.split("WARNING")[1]
+    assert "WARNING" not in sweep(tmp_path, *outer, "cv.fold=1,2", "seed=0,1").stdout  # one, in folds and from two starts
+    assert "WARNING" not in sweep(tmp_path, *outer[:2], "loss=clip,superclip", "dry_run=true").stdout
+
+
 @pytest.mark.parametrize("choice", [[], ["sweep=gpu_queue"]])
 def test_a_dry_run_prints_the_jobs_and_their_states_and_leaves_nothing(choice, tmp_path):
     empty = sweep(tmp_path, "seed=1,2", "loss=siglip", "dry_run=true", *choice)

@@ -33,6 +33,7 @@ CODES = (
     "wrong_field",
     "wrong_interval",
     "empty_caption",
+    "long_caption",
     "duplicate_id",
     "duplicate_content",
     "unknown_class",

@@ -16,7 +16,7 @@ from mmexpert.data.findings import DataFault, FaultList, Finding, check_groups, 
 from mmexpert.data.image_groups import check_sums, group_remedy, grouped, settle_duplicates
 from mmexpert.data.image_index import METADATA, Columns, Row, read_index
 from mmexpert.data.picture_cache import CACHES, Decoding, PictureCache
-from mmexpert.data.preparation import film_node
+from mmexpert.data.preparation import film_node, stored_constants
 from mmexpert.data.radiographs import FilmTransform, check_header, per_image, standardized, tower_constants
 from mmexpert.data.records import Record, RecordDataset
 from mmexpert.data.sampling import EVALUATION, epoch_order, sample_rng
@@ -158,6 +158,11 @@ class ImageFolder(RecordDataset):
         mean = sums / len(drawn)
         sd = np.sqrt(np.maximum(squares / len(drawn) - mean**2, 0))
         self.statistics = mean.astype(np.float32), sd.astype(np.float32)
+
+    def take_up(self, preparation: dict[str, Any] | None) -> None:
+        """Mean and sd of a stored model. Raises ConfigError where normalize=dataset finds none."""
+        if self.normalize == "dataset":
+            self.statistics = stored_constants(preparation)
 
     def require_groups(self) -> None:
         """Raises ConfigError under a grouped cv where nobody has said which films are of one patient."""

@@ -182,7 +182,7 @@ def warn(pictures: Sequence[Picture], faults: FaultList) -> None:
     words = [len(caption.split()) for picture in pictures for caption in picture.captions]
     if long := sum(count > _LONG_CAPTION for count in words):
         share = f"{100 * long / len(words):.1f} % of the captions have more than {_LONG_CAPTION} words, the longest {max(words)}"
-        faults.warn("wrong_field", f"{faults.name}: {share}; a text tower of {_LONG_CAPTION} tokens truncates them")
+        faults.warn("long_caption", f"{faults.name}: {share}; a text tower of {_LONG_CAPTION} tokens truncates them")
     images = Counter(caption for picture in pictures for caption in {normalize_caption(text) for text in picture.captions})
     if shared := [caption for caption, count in images.items() if count > 1]:
         most = max(shared, key=images.__getitem__)

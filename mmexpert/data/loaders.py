@@ -17,6 +17,7 @@ from mmexpert.data.workers import BatchSource, Stream, WorkerSettings
 from mmexpert.types import Batch
 
 log = logging.getLogger(__name__)
+_DUPLICATES = 0.05  # share of a batch's texts that may repeat another row's without a word
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ class Loaders:
         self.plan, self.workers, self.batch_size = plan, workers, plan.batch_size
         self.on_batch: Callable[[], None] = lambda: None
         self.blocks = _blocks(dataset, parts["train"])
-        self.balance = _balance(dataset, parts["train"])
-        if self.balance is not None and plan.rank == 0:
-            log.info("%s", self.balance.table())
+        self.class_table = _class_table(dataset, parts["train"])
+        self.balance = self.class_table if self.class_table is not None and dataset.balance_settings.apply != "none" else None
+        self._counts_duplicates = dataset.positives == "instance" and plan.rank == 0
         sizes = step_sizes(len(parts["train"]), plan.batch_size, plan.processes, plan.accumulation, plan.drop_last)
         self.steps_per_epoch = len(sizes)
         self._source = BatchSource(dataset, collate)
@@ -72,6 +73,9 @@ class Loaders:
         The workers begin with this call: nothing is drawn from a global generator when the first window is taken.
         """
         plan, order = self.plan, self._order(epoch)
+        if self.class_table is not None and plan.rank == 0:
+            log.info("%s", self.class_table.table())
+            self.class_table = None  # said once, where training begins: an evaluation has no use for it
         draws = Plan(order, epoch, plan.batch_size, plan.accumulation, plan.processes, plan.rank, start_step, plan.drop_last)
         return self._windows(self._train.batches(draws))
 
@@ -98,6 +102,10 @@ class Loaders:
         rows = self.parts[name]
         order = [rows[i] for i in hash_order([self.dataset.records[i].id for i in rows])]
         yield from self._evaluation(self._source, order)
+
+    def batches(self, name: str) -> int:
+        """How many evaluation batches part(name) gives."""
+        return -(-len(self.parts[name]) // (self.plan.eval_batch_size * self.plan.processes))
 
     def gallery(self, name: str) -> Iterator[Batch]:
         """This rank's batches of the pictures that a part's queries are ranked against, of a data set that has pictures(part)."""
@@ -126,6 +134,8 @@ class Loaders:
         for batch in batches:
             if self.balance is not None and self.dataset.balance_settings.weighs:
                 batch["weight"] = torch.from_numpy(self.balance.loss).float()[batch["label"]]
+            if self._counts_duplicates and _warn_of_duplicates(batch):
+                self._counts_duplicates = False
             window.append(to_device(compact(batch) if large else batch, self.device))
             if len(window) == self.plan.accumulation:
                 yield Window(window)
@@ -137,13 +147,33 @@ def _close(streams: set[Stream]) -> None:
         stream.close()
 
 
-def _balance(dataset: RecordDataset, train: list[int]) -> Balance | None:
-    """What dataset.balance makes of the classes of a training part; None without classes or with apply=none."""
-    if dataset.balance_settings is None or dataset.classes is None or dataset.balance_settings.apply == "none":
+def _class_table(dataset: RecordDataset, train: list[int]) -> Balance | None:
+    """What dataset.balance makes of the classes of a training part, apply=none too; None without classes or without rows."""
+    if dataset.balance_settings is None or dataset.classes is None or not train:
         return None
     labels = [dataset.records[i].label for i in train]
     counts = tuple(labels.count(k) for k in range(len(dataset.classes.names)))
     return dataset.balance_settings.of(replace(dataset.classes, counts=counts), "this fold")
+
+
+def _warn_of_duplicates(batch: Batch) -> bool:
+    """Whether more than 5 % of a batch's texts stand in it before already, which is then said. Looks on the CPU, before the batch travels.
+
+    For positives=instance: each such row is a negative of a row with its own text.
+    """
+    tokens = batch["text_index"] if "text_index" in batch else batch.get("text", {}).get("input_ids")
+    if tokens is None:
+        return False
+    again = len(tokens) - len({row.tobytes() for row in tokens.numpy()})
+    if again <= _DUPLICATES * len(tokens):
+        return False
+    log.warning(
+        "dataset.positives=instance: %d of %d texts of a batch repeat another row's, more than 5 %%, and the loss pushes such pairs "
+        "apart; dataset.positives=text, or label, counts them as positives",
+        again,
+        len(tokens),
+    )
+    return True
 
 
 def _blocks(dataset: RecordDataset, train: list[int]) -> list[list[int]] | None:

@@ -67,6 +67,14 @@ def film_node(transform: FilmTransform, normalize: str, constants: tuple[np.ndar
     }
 
 
+def stored_constants(node: dict[str, Any] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and sd by channel of a stored FilmPreparation's node, float32. Raises ConfigError where the model has none."""
+    if node is None or node.get("normalize") != "constants":
+        stored = "no preparation" if node is None else f"normalize={node.get('normalize')}"
+        raise ConfigError(f"dataset.normalize=dataset: the model is stored with {stored}, without mean and sd; leave normalize as it was")
+    return np.array(node["mean"], np.float32), np.array(node["sd"], np.float32)
+
+
 def picture_node(transform: dict[str, Any], exif: bool) -> dict[str, Any]:
     """The node of a PicturePreparation. transform: the node dataset.transform."""
     return {"_target_": "mmexpert.data.preparation.PicturePreparation", "transform": transform, "exif": exif}

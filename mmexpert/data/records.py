@@ -92,6 +92,9 @@ class RecordDataset(Dataset):
     def fit(self, train: Sequence[int]) -> None:
         """Learns what a data set measures on its own records (image mean and sd): from a fold's training part, before its loaders."""
 
+    def take_up(self, preparation: dict[str, Any] | None) -> None:
+        """What fit() would learn, from the preparation() that is stored with a model instead: for other records than its own."""
+
     def preparation(self) -> dict[str, Any] | None:
         """What a model trained here asks of a picture, as a plain node (`_target_` and values) that is stored with it; after fit().
 

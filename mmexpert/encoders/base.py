@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mmexpert.types import ConfigError
 
@@ -16,12 +16,17 @@ class Encoder(nn.Module):
     """
 
     fine_tuned = False
+    fixed_backbone = False  # whether hidden() of one input is the same all through a run, so that it may be kept
 
     def __init__(self, dim: int, lr_scale: float) -> None:
         super().__init__()
         if dim is None:
             raise ConfigError("model.projection_dim=null is for towers with a width of their own (encoder/image=clip, encoder/text=clip)")
         self.dim, self.lr_scale = dim, lr_scale
+
+    def hidden(self, inputs: Any) -> tuple[Tensor, ...]:
+        """What the backbone makes of inputs, before the projection that learns. forward takes it back as inputs["hidden"]."""
+        raise NotImplementedError
 
     def frozen_modules(self) -> list[nn.Module]:
         """Modules that learn nothing and stay in evaluation mode."""

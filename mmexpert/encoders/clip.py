@@ -149,12 +149,21 @@ class ClipText(Encoder):
     def forward(self, text: dict[str, Tensor]) -> Encoding:
         """text {input_ids, attention_mask} int64 [B, M], padded on the right -> features [B, D], sequence [B, M, D], mask [B, M]."""
         ids, real = text["input_ids"], text["attention_mask"]
-        hidden = self.model(input_ids=ids).last_hidden_state  # no padding mask: what comes after a token does not reach it
+        (hidden,) = text["hidden"] if "hidden" in text else self.hidden(text)
         tokens = self.joint(self.projection(hidden))
         ends = (real.sum(1) - 1).clamp(min=0)
         words = real.bool() & ~torch.isin(ids, self.special_ids)
         features = tokens.gather(1, ends[:, None, None].expand(-1, 1, tokens.shape[2]))[:, 0]
         return Encoding(features, tokens.where(words[..., None], 0), words)
+
+    @property
+    def fixed_backbone(self) -> bool:
+        """Whether the model is frozen."""
+        return self.freeze_backbone
+
+    def hidden(self, text: dict[str, Tensor]) -> tuple[Tensor]:
+        """The model's last layer [B, M, H]."""
+        return (self.model(input_ids=text["input_ids"]).last_hidden_state,)  # no padding mask: what comes after a token does not reach it
 
     def frozen_modules(self) -> list[nn.Module]:
         """All but the projections where the backbone is frozen."""

@@ -42,11 +42,20 @@ class TextEncoder(Encoder):
 
     def forward(self, text: dict[str, Tensor]) -> Encoding:
         """text {input_ids, attention_mask} int64 [B, M] -> features [B, D], sequence [B, M, D], mask [B, M]."""
-        output = self.model(input_ids=text["input_ids"], attention_mask=self.key_mask(text["attention_mask"]))
-        tokens, real = output.last_hidden_state, text["attention_mask"].bool()
+        tokens, pooled = text["hidden"] if "hidden" in text else self.hidden(text)
         sequence = self.projection(tokens)
-        words = real & ~torch.isin(text["input_ids"], self.special_ids)
-        return Encoding(self.projection(self._pool(output, tokens, real)), sequence.where(words[..., None], 0), words)
+        words = text["attention_mask"].bool() & ~torch.isin(text["input_ids"], self.special_ids)
+        return Encoding(self.projection(pooled), sequence.where(words[..., None], 0), words)
+
+    @property
+    def fixed_backbone(self) -> bool:
+        """Whether the model is frozen."""
+        return self.freeze_backbone
+
+    def hidden(self, text: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The model's last layer [B, M, H] and its pooling [B, H]."""
+        output = self.model(input_ids=text["input_ids"], attention_mask=self.key_mask(text["attention_mask"]))
+        return output.last_hidden_state, self._pool(output, output.last_hidden_state, text["attention_mask"].bool())
 
     def key_mask(self, attention_mask: Tensor) -> Tensor:
         """What the model is told of padding, from [B, M]."""

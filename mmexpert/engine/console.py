@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ _CLASS_METRICS = (
     "nearest_acc",
     "nearest_balanced_acc",
 )
-_SHORT = {"loss": "loss_total", "cls": "loss_class", "clip": "loss_clip", "seq": "loss_seq"}
+_SHORT = {"loss": "loss_total", "cls": "loss_class", "clip": "loss_clip", "tok": "loss_token", "seq": "loss_seq"}
+_PARTS = {"Class": "loss_class", "Contrastive": "loss_clip", "Token": "loss_token", "Sequence": "loss_seq"}
+_SHARES = {"map": "mAP", "balanced_acc": "balanced Acc"}  # metrics that are fractions, shown in percent; the others are shown as they are
 
 
 class Masked(logging.Formatter):
@@ -74,48 +77,95 @@ def fold_log(folder: Path) -> Iterator[None]:
 
 
 class Console:
-    """prefix: `[fold 2/5] ` with folds. total: optimizer steps of the run. steps_per_epoch: width of a bar."""
+    """prefix: `[fold 2/5] ` with folds. steps_per_epoch: width of a bar. shown: metrics of validation that its line ends with."""
 
     def __init__(self, prefix: str, steps_per_epoch: int, shown: list[str]) -> None:
         self.prefix, self.steps_per_epoch, self.shown = prefix, steps_per_epoch, shown
         self.bar: tqdm | None = None
+        self.last = (0, 0)  # epoch and step whose line was the last
+        self.batches, self.seen, self.begun = 0, 0, 0.0  # of the validation: evaluation batches, of them seen, when it began
 
-    def step(self, row: dict[str, Any]) -> None:
-        """A logged step: loss parts, rate, time spent waiting for data."""
-        parts = [f"{name}={row[f'train/{key}']:.4f}" for name, key in _SHORT.items() if f"train/{key}" in row]
-        if "train/acc" in row:
-            parts.append(f"acc={100 * row['train/acc']:.2f}%")
+    def step(self, row: dict[str, Any], means: dict[str, float], done: int) -> None:
+        """A logged step: means of the epoch so far, rate, time spent waiting for data. done: steps of the epoch."""
         rates = [value for name, value in row.items() if name.startswith("lr/")]
-        parts += [f"lr={max(rates):.2e}", f"data={row['data_time']:.3f}s"]
-        text = ", ".join(parts)
-        if sys.stdout.isatty():
-            done = (row["step"] - 1) % self.steps_per_epoch + 1
-            if self.bar is None or self.bar.n > done:
-                self.bar = tqdm(total=self.steps_per_epoch, desc=f"{self.prefix}Epoch {row['epoch']} [Train]")
-            self.bar.set_postfix_str(text, refresh=False)
-            self.bar.update(done - self.bar.n)
-        else:
-            log.info("%sEpoch %d [Train] step %d: %s", self.prefix, row["epoch"], row["step"], text)
+        place = f"step {row['step']}: " if not sys.stdout.isatty() else ""
+        text = ", ".join([f"{place}{terms(means)}", f"lr={max(rates):.2e}", f"data={row['data_time']:.3f}s"])
+        self._train(row["epoch"], done, text)
         if row["data_time"] > 0.3 * row["batch_time"] and row["step"] > 2 * self.steps_per_epoch:
             log.debug("%.0f %% of the time is waiting for data: raise trainer.num_workers", 100 * row["data_time"] / row["batch_time"])
 
+    def trained(self, epoch: int, means: dict[str, float], done: int) -> None:
+        """The training part of an epoch has ended after so many steps: its means, if the last step's line has not just shown them."""
+        if self.last != (epoch, done) and "loss_total" in means:
+            self._train(epoch, done, terms(means))
+        self.close()
+
+    def validation(self, batches: int) -> None:
+        """A validation begins, of so many batches."""
+        self.close()
+        self.batches, self.seen, self.begun = batches, 0, time.monotonic()
+        if sys.stdout.isatty():
+            self.bar = tqdm(total=batches, desc=f"{self.prefix}[Val]")
+
+    def validated(self) -> None:
+        """A batch of it is there. Evaluators may go through a part more than once: further walks are not shown."""
+        self.seen = min(self.seen + 1, self.batches)
+        if self.bar is not None:
+            self.bar.update(self.seen - self.bar.n)
+
     def epoch(self, row: dict[str, Any]) -> None:
         """An epoch's end: training means and validation metrics."""
+        means = {part: _of_part(row, part) for part in ("train", "valid")}
+        if "loss_total" in means["valid"]:
+            self._end_validation(terms(means["valid"]))
+        self.close()
+        for part, name in (("train", "Train"), ("valid", "Val")):
+            if "loss_total" in means[part]:
+                log.info("%s%s", self.prefix, summary(name, means[part], self.shown if part == "valid" else []))
+
+    def close(self) -> None:
+        """Leaves the bar of the moment as it stands."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None
-        for part, name in (("train", "Train"), ("valid", "Val")):
-            if f"{part}/loss_total" not in row:
-                continue
-            text = f"{name} Loss: {row[f'{part}/loss_total']:.4f}"
-            if f"{part}/loss_class" in row:
-                text += f" (Class: {row[f'{part}/loss_class']:.4f}, Contrastive: {row[f'{part}/loss_clip']:.4f})"
-            if f"{part}/acc" in row:
-                text += f", {name} Acc: {100 * row[f'{part}/acc']:.2f}%"
-            for key in self.shown:
-                if part == "valid" and f"valid/{key}" in row and key != "acc":
-                    text += f", {name} {key}: {row[f'valid/{key}']:.2f}"
-            log.info("%sEpoch %d %s", self.prefix, row["epoch"], text)
+
+    def _train(self, epoch: int, done: int, text: str) -> None:
+        head, self.last = f"{self.prefix}Epoch {epoch} [Train]", (epoch, done)
+        if not sys.stdout.isatty():
+            log.info("%s: %d/%d [%s]", head, done, self.steps_per_epoch, text)
+            return
+        if self.bar is None:
+            self.bar = tqdm(total=self.steps_per_epoch, desc=head)
+        self.bar.set_postfix_str(text, refresh=False)
+        self.bar.update(done - self.bar.n)
+
+    def _end_validation(self, text: str) -> None:
+        if self.bar is not None:
+            self.bar.set_postfix_str(text)
+        elif self.batches:
+            log.info("%s[Val]: %d/%d [%.1fs, %s]", self.prefix, self.seen, self.batches, time.monotonic() - self.begun, text)
+
+
+def terms(means: dict[str, float]) -> str:
+    """`loss=2.6845, cls=1.5028, clip=1.1816, acc=12.25%` of what there is: losses to 4 decimals, accuracy in percent to 2."""
+    parts = [f"{short}={means[key]:.4f}" for short, key in _SHORT.items() if key in means]
+    return ", ".join(parts + ([f"acc={100 * means['acc']:.2f}%"] if "acc" in means else []))
+
+
+def summary(name: str, means: dict[str, float], shown: list[str]) -> str:
+    """`Val Loss: 2.7011 (Class: 1.5101, Contrastive: 1.1910), Val Acc: 14.11%, Val mAP: 15.57%`; no brackets around one term alone."""
+    parts = [f"{part}: {means[key]:.4f}" for part, key in _PARTS.items() if key in means]
+    text = f"{name} Loss: {means['loss_total']:.4f}" + (f" ({', '.join(parts)})" if len(parts) > 1 else "")
+    if "acc" in means:
+        text += f", {name} Acc: {100 * means['acc']:.2f}%"
+    for key in shown:
+        if key in means and key != "acc":
+            text += f", {name} {_SHARES[key]}: {100 * means[key]:.2f}%" if key in _SHARES else f", {name} {key}: {means[key]:.2f}"
+    return text
+
+
+def _of_part(row: dict[str, Any], part: str) -> dict[str, Any]:
+    return {name.removeprefix(f"{part}/"): value for name, value in row.items() if name.startswith(f"{part}/") and value is not None}
 
 
 def result_table(metrics: dict[str, Any], protocol: dict[str, Any]) -> list[str]:

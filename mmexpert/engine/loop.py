@@ -75,7 +75,7 @@ def fit(
             schedule.step()
             module.clamp_()  # logit scales; a clamp in forward has no gradient at its bound
             progress.advance(loaders.batch_size)
-            run.meter.step(progress, losses, norm, module, schedule)
+            run.meter.step(progress, norm, module, schedule)
             if verdict.stop or verdict.save or run.checkpoints.due(progress):
                 run.checkpoints.save(module, optimizer, schedule, progress, accelerator.scaler)
             if verdict.stop:
@@ -85,7 +85,8 @@ def fit(
         if settings.validates(progress.epoch + 1):
             objective.eval()
             try:
-                metrics = evaluator(whole_module(given, module), loaders, accelerator, "valid").metrics
+                with run.meter.validating(progress, loaders):
+                    metrics = evaluator(whole_module(given, module), loaders, accelerator, "valid").metrics
             except SystemExit:  # asked to stop: what was trained is kept, the evaluation runs again from its start
                 run.checkpoints.save(module, optimizer, schedule, progress, accelerator.scaler)
                 raise

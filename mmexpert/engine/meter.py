@@ -3,11 +3,13 @@
 import resource
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mmexpert.data.loaders import Loaders
 from mmexpert.engine.chance import chance_loss, warn_of_chance
 from mmexpert.engine.console import Console
 from mmexpert.engine.progress import Progress
@@ -39,30 +41,52 @@ class Meter:
             yield window
             before = time.monotonic()
 
-    def step(self, progress: Progress, losses: dict[str, Tensor], norm: Tensor, module: nn.Module, schedule: Any) -> None:
-        """Logs a row every log_every steps; on the others nothing is read from the device."""
+    def step(self, progress: Progress, norm: Tensor, module: nn.Module, schedule: Any) -> None:
+        """Logs a row every log_every steps, of means over the samples since the last one; on the others nothing is read from the device."""
         self.steps += 1
         if progress.step % self.log_every:
             return
-        names = list(losses) + ["grad_norm"]
         scales = module.scales()
-        values = torch.stack([losses[name].detach().float() for name in losses] + [norm.float()] + [s.float() for s in scales.values()])
-        row = {f"train/{name}": value for name, value in zip(names + list(scales), self.ranks.mean(values).tolist(), strict=True)}
+        further = torch.stack([norm.float(), *(scale.float() for scale in scales.values())])
+        window, epoch, values = progress.window_means(self.ranks.sum, further)
+        known = dict(zip(["grad_norm", *scales], (value / self.ranks.processes for value in values), strict=True))
+        row = {f"train/{name}": value for name, value in (window | known).items()}
         row |= self._rates(schedule) | self._times()
         row |= {"epoch": progress.epoch + 1, "step": progress.step}
         if self.ranks.rank == 0:
             self.tracker.log_step(row)
-            self.console.step(row)
+            self.console.step(row, epoch, progress.step_in_epoch)
+
+    @contextmanager
+    def validating(self, progress: Progress, loaders: Loaders) -> Iterator[None]:
+        """Shows how the epoch's training ended, then the evaluation batches of the block; what else looks at them still does."""
+        looks, means = loaders.on_batch, progress.epoch_means(self.ranks.sum)
+        if self.ranks.rank == 0:
+            self.console.trained(progress.epoch + 1, means, progress.step_in_epoch)
+            self.console.validation(loaders.batches("valid"))
+
+            def look() -> None:
+                looks()
+                self.console.validated()
+
+            loaders.on_batch = look
+        try:
+            yield
+        finally:
+            loaders.on_batch = looks
 
     def epoch(self, progress: Progress, metrics: dict[str, float], module: nn.Module, schedule: Any) -> dict[str, Any]:
         """The history row of the epoch that just ended: train/ means over its samples, valid/ metrics, rates, scales, time."""
-        train = {f"train/{name}": value for name, value in progress.epoch_means(self.ranks.sum).items()}
+        means = progress.epoch_means(self.ranks.sum)
+        train = {f"train/{name}": value for name, value in means.items()}
         row = {"epoch": progress.epoch + 1, "step": progress.step} | train | {f"valid/{name}": value for name, value in metrics.items()}
         row |= {f"train/{name.replace('/', '_')}": value for name, value in self._rates(schedule).items()}
         row |= {f"train/{name}": float(value) for name, value in module.scales().items()}
         row["train/epoch_time"] = round(time.monotonic() - self.epoch_start, 3)
         if self.ranks.rank == 0:
             self.tracker.log_epoch(row, progress.history + [row])
+            if not metrics:  # else it was shown before the validation began
+                self.console.trained(progress.epoch + 1, means, progress.step_in_epoch)
             self.console.epoch(row)
             warn_of_chance(row, chance_loss(module.loss, self.contrast), self.contrast)
         return row

@@ -57,7 +57,8 @@ class Progress:
 
     epoch: epochs completed; step: optimizer steps; step_in_epoch: of them in the epoch under way; samples: seen over all processes;
     pending: train | evaluate, what comes next. history: one row an epoch. best: {monitored key: [{value, epoch, step, folder}]}, best
-    first, of equals the earlier first. early_stopping: {best, bad_epochs}. sums: {names of terms: [2, terms] float64}, of this rank.
+    first, of equals the earlier first. early_stopping: {best, bad_epochs}. sums: {names of terms: [4, terms] float64}, of this rank: sum
+    and rows of the epoch, sum and rows since the last window_means.
     """
 
     choice: Choice
@@ -89,24 +90,37 @@ class Progress:
         return entries[0]["value"] if entries else None
 
     def add(self, losses: dict[str, Tensor], rows: int) -> None:
-        """Adds a micro-batch's means, weighted by its rows, to the epoch's sums: on the device, nothing is read by the host.
+        """Adds a micro-batch's means, weighted by its rows, to the sums of epoch and window: on the device, nothing is read by the host.
 
         A value that is not finite leaves its own mean out: under nonfinite=skip the epoch's other steps still count.
         """
         names = tuple(losses)
         values = torch.stack([value.detach() for value in losses.values()]).double()
         finite = torch.isfinite(values)
-        weighted = torch.stack([torch.where(finite, values, 0.0), finite.double()]) * rows
+        weighted = torch.stack([torch.where(finite, values, 0.0), finite.double()]).repeat(2, 1) * rows
         before = self.sums.get(names)
         self.sums[names] = weighted if before is None else before.to(values.device) + weighted
 
     def epoch_means(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Means over the epoch's samples by term; reduce sums a tensor over ranks, and may do so in place. NaN where none was finite."""
-        totals: dict[str, Tensor] = {}
-        for names in sorted(self.sums):  # the same order on all ranks
-            for name, column in zip(names, reduce(self.sums[names].clone()).cpu().T, strict=True):
-                totals[name] = totals[name] + column if name in totals else column
-        return {name: float(total / count) for name, (total, count) in totals.items()}
+        names = sorted(self.sums)  # the same order on all ranks
+        return _means((group, reduce(self.sums[group][:2].clone()).cpu()) for group in names)
+
+    def window_means(self, reduce: Callable[[Tensor], Tensor], further: Tensor) -> tuple[dict[str, float], dict[str, float], list[float]]:
+        """(means since the last call, means of the epoch so far, further), summed over ranks in one exchange and read in one copy.
+
+        further: values [n] of this rank that travel along; n sums over ranks come back. The window begins again.
+        """
+        names = sorted(self.sums)
+        packed = torch.cat([self.sums[group].to(further.device).flatten() for group in names] + [further.double()])
+        values = reduce(packed).cpu()
+        window, epoch = [], []
+        for group in names:
+            block, values = values[: 4 * len(group)].view(4, -1), values[4 * len(group) :]
+            epoch.append((group, block[:2]))
+            window.append((group, block[2:]))
+            self.sums[group] = torch.cat([self.sums[group][:2], torch.zeros_like(self.sums[group][2:])])
+        return _means(window), _means(epoch), values.tolist()
 
     def advance(self, samples: int) -> None:
         """Counts one optimizer step over so many samples of all processes."""
@@ -169,7 +183,7 @@ class Progress:
             self.best = {key: entries[: self.choice.save_top_k] for key, entries in self.best.items()}
 
     def rank_state(self) -> list[tuple[list[str], Tensor]]:
-        """This rank's sums, for its own file: [(names, [2, terms])]."""
+        """This rank's sums, for its own file: [(names, [4, terms])]."""
         return [(list(names), total.cpu()) for names, total in self.sums.items()]
 
     def load_rank(self, states: Iterable[list[tuple[list[str], Tensor]]]) -> None:
@@ -177,6 +191,15 @@ class Progress:
         self.sums = {}
         for names, total in (entry for state in states for entry in state):
             self.sums[tuple(names)] = self.sums[tuple(names)] + total if tuple(names) in self.sums else total
+
+
+def _means(groups: Iterable[tuple[tuple[str, ...], Tensor]]) -> dict[str, float]:
+    """Means by term of (names, [sum, rows] of each); NaN where no row counted."""
+    totals: dict[str, Tensor] = {}
+    for names, sums in groups:
+        for name, column in zip(names, sums.T, strict=True):
+            totals[name] = totals[name] + column if name in totals else column
+    return {name: float(total / count) for name, (total, count) in totals.items()}
 
 
 def epoch_name(epoch: int, value: float) -> str:

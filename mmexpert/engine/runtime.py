@@ -69,10 +69,6 @@ class Ranks:
             torch.distributed.all_reduce(values)
         return values
 
-    def mean(self, values: Tensor) -> Tensor:
-        """Element-wise mean over ranks, each of which holds as many rows."""
-        return self.sum(values) / self.processes
-
 
 @dataclass(frozen=True)
 class LaunchSettings:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmexpert.data.arrays import ArrayFile
+from mmexpert.data.findings import DataFault
 from mmexpert.metrics.composed import (
     CIRR_K,
     FASHIONIQ_K,
@@ -105,25 +107,20 @@ def score_features(file: FeatureFile, protocol: str, combine: str, ties: str) ->
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    if path.is_file() and not zipfile.is_zipfile(path):
-        raise DataError(f"{path}: no readable .npz file; write it with numpy.savez, with {', '.join(_NEEDED)}")
+    """The arrays by name. Headers are read first: what a file declares is compared with what it holds before memory is asked for."""
+    advice = f"write it with numpy.savez, with {', '.join(_NEEDED)}; names as unicode arrays (dtype U), features as floats"
+    if not path.is_file():
+        raise DataError(f"features={path}: there is no such file")
+    if path.suffix != ".npz" or not zipfile.is_zipfile(path):
+        raise DataError(f"{path}: no readable .npz file; {advice}")
     try:
-        with np.load(path, allow_pickle=False) as content:
-            unknown = sorted(set(content.files) - set(_KNOWN))
-            if unknown:
-                raise DataError(f"{path}: unknown array {unknown[0]!r}; there are {', '.join(_KNOWN)}")
-            found = {}
-            for name in content.files:
-                try:
-                    found[name] = content[name]
-                except ValueError as error:
-                    advice = "names as unicode arrays (dtype U), features as floats"
-                    raise DataError(f"{path}, array {name!r}: not read ({error}); nothing is unpickled: store {advice}") from error
-            return found
-    except FileNotFoundError as error:
-        raise DataError(f"features={path}: there is no such file") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: no readable .npz file ({error}); write it with numpy.savez, names as unicode arrays") from error
+        names = ArrayFile(path, "", path.stem).members()
+        unknown = sorted(set(names) - set(_KNOWN))
+        if unknown:
+            raise DataError(f"{path}: unknown array {unknown[0]!r}; there are {', '.join(_KNOWN)}")
+        return {name: ArrayFile(path, name, path.stem).array() for name in names}
+    except DataFault as fault:
+        raise DataError(f"{fault}; nothing is unpickled: {advice}") from fault
 
 
 def _features(path: Path, arrays: dict[str, np.ndarray], name: str, shape: tuple[int, int] | None) -> Tensor:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from mmexpert.models.frozen_prompts import FrozenPrompts, forget_prompts
 from mmexpert.models.heads import ClassPrompts, class_features
 from mmexpert.types import Batch, ConfigError, Encoding, Pair
 
@@ -42,6 +43,8 @@ class DualEncoder(nn.Module):
         self.register_buffer("prompt_mask", prompts.attention_mask if prompts else None)
         self.register_buffer("prompt_owner", prompts.owner if prompts else None)
         self.classes = int(prompts.owner.max()) + 1 if prompts else 0
+        self.frozen_prompts = FrozenPrompts()
+        self.register_load_state_dict_post_hook(forget_prompts)
 
     def forward(self, batch: Batch) -> Pair:
         """Batch with both roles (or text_index in place of text) -> Pair; class logits where there is a head."""
@@ -65,8 +68,9 @@ class DualEncoder(nn.Module):
         return self.encoders[role](inputs)
 
     def encode_prompts(self) -> Encoding:
-        """Encoding of all P class prompts."""
-        return self.encode("text", {"input_ids": self.prompt_ids, "attention_mask": self.prompt_mask})
+        """Encoding of all P class prompts; the backbone of a frozen text tower reads them once, its projection learns."""
+        tokens = {"input_ids": self.prompt_ids, "attention_mask": self.prompt_mask}
+        return self.encode("text", self.frozen_prompts(self.encoders["text"], tokens) if "text" in self.encoders else tokens)
 
     def class_scores(self, query: Encoding) -> Tensor:
         """Cosine [B, K] of query features with the class texts, fp32. Raises KeyError where the model has none."""

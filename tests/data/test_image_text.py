@@ -301,7 +301,10 @@ def test_few_pairs_long_captions_and_a_caption_of_most_images_are_warned_of(imag
     names = [f"{i:03d}.png" for i in range(60)]
     pictures(tmp_path, names)
     rows = [{"image": name, "caption": "a dog" if i < 55 else f"{name} " + "very " * 80} for i, name in enumerate(names)]
-    warnings = image_text(records_json(tmp_path, *rows), split={"valid": 0.0}).exclusions.warnings
+    found = image_text(records_json(tmp_path, *rows), split={"valid": 0.0})
+    warnings = found.exclusions.warnings
+    (long,) = (finding.advice for finding in found.findings if finding.code == "long_caption")
+    assert long.endswith("the longest 81; a text tower of 77 tokens truncates them")
     assert any("8.3 % of the captions have more than 77 words, the longest 81" in warning for warning in warnings)
     assert any("55 images are positives of each other through captions such as 'a dog'" in warning for warning in warnings)
     assert any(

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from mmexpert.data import workers
+from mmexpert.data.balance import BalanceSettings
 from mmexpert.data.collate import Collate
 from mmexpert.data.findings import DataFault
 from mmexpert.data.loaders import Loaders, PlanSettings, WorkerSettings
 from mmexpert.data.records import Record, RecordDataset
 from mmexpert.data.sampling import epoch_order, sample_rng
-from mmexpert.types import DataError, ProcessError
+from mmexpert.types import ClassTable, DataError, ProcessError
 
 
 class Noise(RecordDataset):
@@ -307,3 +308,37 @@ def test_a_process_that_ends_in_the_midst_leaves_at_once_with_its_own_code():
     command = [sys.executable, "-c", ENDS_WITH_WORKERS, str(here.parent)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | {"PYTHONPATH": str(here.parents[2])})
     assert (done.returncode, done.stderr) == (7, "")
+
+
+class Captioned(RecordDataset):
+    """Films of two classes; row i has the text i % texts."""
+
+    def __init__(self, texts, positives, apply="none"):
+        records = [Record(id=f"c{i:03d}", split="train", group=str(i), label=int(i % 4 == 3)) for i in range(40)]
+        super().__init__("captioned", records, positives, ClassTable(("fixed", "loose"), (("a",), ("b",)), (30, 10)))
+        self.texts, self.balance_settings = texts, BalanceSettings(apply, "weighted", "inverse_freq", 1.0, 0.999, 20.0)
+
+    def sample(self, record, epoch, repeat):
+        return {"text_index": int(record.id[1:]) % self.texts, "label": record.label}
+
+
+@pytest.mark.parametrize("texts, positives, told", [(18, "instance", 1), (19, "instance", 0), (2, "label", 0)])
+def test_texts_that_repeat_in_a_batch_are_told_once_where_they_are_taken_for_negatives(texts, positives, told, make, caplog):
+    loaders = make(Captioned(texts, positives), batch_size=20)
+    loaders.parts["train"] = list(range(20))  # one batch an epoch; one repeat in 20 rows, 5 %, is borne
+    for epoch in range(2):
+        list(loaders.train(epoch, 0))
+    assert caplog.text.count("dataset.positives=instance: 2 of 20 texts of a batch repeat") == told
+    assert caplog.text.count("repeat") == told
+
+
+@pytest.mark.parametrize("apply, rows", [("none", ["fixed     30  0.750   1.000  0.750", "loose     10  0.250   1.000  0.250"]),
+                                         ("sampler", ["fixed     30  0.500   1.000  0.500", "loose     10  0.500   1.000  0.500"])])  # fmt: skip
+def test_training_begins_with_the_table_of_classes_and_evaluation_does_not(apply, rows, make, caplog):
+    loaders = make(Captioned(40, "label", apply))
+    with caplog.at_level("INFO"):
+        list(loaders.part("valid"))
+        assert "count" not in caplog.text
+        for epoch in range(2):
+            list(loaders.train(epoch, 0))
+    assert [message for message in caplog.messages if "share" in message] == ["\n".join(["class  count  drawn  weight  share", *rows])]

@@ -1,6 +1,7 @@
 """The loop itself on toy towers: the sequence term's ramp by optimizer step, its learned numbers in a checkpoint, the clamp."""
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -75,6 +76,9 @@ class Meter:
 
     def step(self, *_):
         """Nothing to tell."""
+
+    def validating(self, *_):
+        return nullcontext()
 
     def epoch(self, progress, metrics, module, schedule):
         train = {f"train/{name}": value for name, value in progress.epoch_means(lambda x: x).items()}

@@ -130,6 +130,17 @@ def test_sums_are_float64_and_hold_no_graph():
     assert sums.dtype == torch.float64 and not sums.requires_grad
 
 
+def test_a_window_goes_on_after_a_resume_and_begins_again_when_it_is_read():
+    run, other, none = progress(), progress(), torch.zeros(0)
+    run.add({"loss_total": torch.tensor(1.0)}, 2)
+    assert run.window_means(lambda sums: sums, none) == ({"loss_total": 1.0}, {"loss_total": 1.0}, [])
+    run.add({"loss_total": torch.tensor(4.0)}, 2)
+    other.load_rank([run.rank_state()])
+    other.add({"loss_total": torch.tensor(7.0)}, 2)
+    window, epoch, further = other.window_means(lambda sums: sums, torch.tensor([0.5]))
+    assert (window, epoch, further) == ({"loss_total": 5.5}, {"loss_total": 4.0}, [0.5])
+
+
 def test_closing_an_epoch_moves_the_position_and_empties_the_sums():
     run = progress()
     run.add({"loss_total": torch.tensor(1.0)}, 2)

@@ -15,9 +15,10 @@ from mmexpert.encoders.text import ScratchText
 from mmexpert.encoders.tokenizer import scratch_tokenizer
 from mmexpert.engine.accumulate import accumulation
 from mmexpert.engine.blocks import prepare_blocks, transformer_blocks
+from mmexpert.engine.meter import Meter
 from mmexpert.engine.objective import Objective
 from mmexpert.engine.progress import Choice, Progress
-from mmexpert.engine.runtime import LaunchSettings, launch
+from mmexpert.engine.runtime import LaunchSettings, Ranks, launch
 from mmexpert.losses.clip import ClipLoss
 from mmexpert.losses.siglip import SigLipLoss
 from mmexpert.losses.tiling import Tiling
@@ -89,14 +90,17 @@ def test_a_warm_step_reads_nothing_from_the_device(loss, tile, kind, monkeypatch
     optimizer = torch.optim.AdamW(module.parameters(), 1e-3, fused=True)
     backward, window = accumulation(kind, accelerator, module), [batch(0), batch(1)]
     progress = Progress(Choice(None, 1, None, None, 0.0))
+    meter, schedule = Meter(None, None, Ranks(accelerator), accelerator.device, 1000, 8, 8), None  # the next row is far away
 
     def step():
         for losses, ids in backward(module, module, window):
             progress.add(losses, len(ids))
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         module.clamp_()
+        progress.advance(8)
+        meter.step(progress, norm, module, schedule)
 
     step()
     before = {name: p.detach().clone() for name, p in module.named_parameters()}

@@ -1,10 +1,14 @@
 """Feature files: the figures of the test vector, and every error with file and array."""
 
+import io
 import json
+import re
+import zipfile
 
 import numpy as np
 import pytest
 from composed_vector import SHARED, gallery_features, text_features
+from numpy.lib import format as npy
 
 from mmexpert.evaluators.feature_file import read_features, score_features
 from mmexpert.types import ConfigError, DataError
@@ -139,7 +143,7 @@ FAULTS = {
     "too large for fp32": (cell("gallery", (5, 0), 1e300), "1 rows of gallery are zero or not finite in fp32, the first is row 5"),
     "zero row": (cell("gallery", 4, 0.0), "1 rows of gallery are zero or not finite"),
     "names as bytes": (put("references", lambda array: array.astype("S4")), "references has dtype .S4, expected a unicode array"),
-    "names as objects": (put("targets", lambda array: array.astype(object)), "array 'targets': not read .*nothing is unpickled"),
+    "names as objects": (put("targets", lambda array: array.astype(object)), "member targets .*holds Python objects.*nothing is unpickled"),
     "pairids twice": (put("pairids", lambda _: np.array([1, 2, 2, 3])), "pairids must be distinct integers"),
     "texts of other length": (put("texts", lambda _: np.array(["a"])), r"texts is \[1\], expected \[4\]"),
 }
@@ -163,6 +167,38 @@ def test_files_that_are_no_npz_are_named(tmp_path):
     np.save(tmp_path / "single.npy", np.ones(3))
     with pytest.raises(DataError, match="no readable .npz file"):
         read_features(tmp_path / "single.npy", "cirr")
+
+
+def declaring(shape: tuple[int, ...]) -> bytes:
+    """A .npy member of 64 bytes of numbers whose header says float32 of a shape."""
+    content = io.BytesIO()
+    npy.write_array_header_1_0(content, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return content.getvalue() + b"0" * 64
+
+
+def test_a_file_that_declares_more_than_it_holds_is_refused_before_memory_is_asked_for(tmp_path):
+    path = saved(tmp_path, small())
+    with zipfile.ZipFile(path) as archive:
+        held = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in (held | {"gallery.npy": declaring((2**36, 1))}).items():
+            archive.writestr(name, content)
+    with pytest.raises(DataError, match="member gallery .*bytes of the 2748779.* that its header declares"):
+        read_features(path, "cirr")
+
+
+def test_more_members_or_bytes_than_an_archive_may_declare_are_refused(tmp_path):
+    path = tmp_path / "f.npz"
+    np.savez(path, **{f"a{i}": np.ones(1) for i in range(65)})
+    with pytest.raises(DataError, match="declares 65 members .* at most 64 and 4 GiB are read"):
+        read_features(path, "cirr")
+    np.savez(path, gallery=np.ones(1), targets=np.ones(1))
+    content = bytearray(path.read_bytes())
+    for place in (match.start() for match in re.finditer(b"PK\x01\x02", bytes(content))):  # entries of the directory
+        content[place + 24 : place + 28] = (3 << 30).to_bytes(4, "little")  # size once unpacked
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="declares 2 members of 6442450944 bytes"):
+        read_features(path, "cirr")
 
 
 def test_the_command_asks_for_the_protocol_and_refuses_other_keys(tmp_path, monkeypatch):
