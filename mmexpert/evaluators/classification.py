@@ -77,7 +77,7 @@ class ClassificationEvaluator:
             "groups_with_two_labels": group_rows(probabilities, labels, groups)[2],
             "n_classes_used": metrics["n_classes_used"],
             "chance": chance_lines(labels, len(names)),
-            "uncalibrated": collected.class_logits is None or "loss_class" not in objective.loss.term_weights,
+            "uncalibrated": collected.class_logits is None or not objective.loss.term_weights.get("loss_class", 0) > 0,
         }
         known = {name: value for name, value in metrics.items() if value is not None}
         tables = _tables(probabilities, labels, names)

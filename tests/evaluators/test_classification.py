@@ -9,8 +9,11 @@ from evaluator_toys import ACCELERATOR, ToyLoaders, ToyModel, ToyRecord, classes
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from mmexpert.engine.objective import Objective
 from mmexpert.evaluators.classification import ClassificationEvaluator
-from mmexpert.types import ConfigError, NonFiniteError
+from mmexpert.losses.superclip import SuperClipLoss
+from mmexpert.models.heads import BothHead, LinearHead, TextHead
+from mmexpert.types import ClassTable, ConfigError, NonFiniteError
 
 NAMES = ["walk", "jump", "box"]
 
@@ -63,6 +66,26 @@ def test_head_and_texts_alone_predict_alike_and_say_which_they_are_and_that_text
     query = torch.nn.functional.normalize(clear(labels), dim=1)
     expected = torch.softmax(query[0].double() / 0.07, 0)
     assert evaluated(clear(labels), labels, head=False).predictions[0]["p_walk"] == pytest.approx(float(expected[0]), rel=1e-5)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_a_class_term_of_weight_nought_is_none_for_heads_and_for_what_is_said_of_probabilities(weight):
+    model, labels = ToyModel(torch.eye(3), True), [0, 1, 2, 0]
+    objective = Objective(model, SuperClipLoss(0.07, True, "out", "both", 1.0, weight, 0.0, 0.0), None, None, 0.0, 0).eval()
+    told = ClassificationEvaluator([], [], "as_trained", 0)(objective, loaders(clear(labels), labels), ACCELERATOR, "test").protocol
+    assert told["uncalibrated"] is (weight == 0)
+    classes = ClassTable(tuple(NAMES), ((), (), ()), (1, 1, 1))
+    for head in (LinearHead(3, 0.0, classes), BothHead(3, 0.07, 0.0, classes)):
+        model.head = head
+        loss = SuperClipLoss(0.07, True, "out", "both", 1.0, weight, 0.0, 0.0)
+        if weight:
+            assert Objective(model, loss, None, None, 0.0, 0).model.head is head
+            continue
+        with pytest.raises(ConfigError, match="learns from a class term alone: choose loss=superclip with loss.class_loss_weight above 0"):
+            Objective(model, loss, None, None, 0.0, 0)
+    if not weight:
+        model.head = TextHead(0.07, 0.0, classes)
+        assert not Objective(model, loss, None, None, 0.0, 0).model.head.logit_scale.requires_grad
 
 
 def test_a_session_votes_by_mean_probability():
