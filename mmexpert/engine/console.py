@@ -26,7 +26,8 @@ _CLASS_METRICS = (
     "nearest_acc",
     "nearest_balanced_acc",
 )
-_SHORT = {"loss": "loss_total", "cls": "loss_class", "clip": "loss_clip", "seq": "loss_seq"}
+_SHORT = {"loss": "loss_total", "cls": "loss_class", "clip": "loss_clip", "tok": "loss_token", "seq": "loss_seq"}
+_TERMS = {"Class": "loss_class", "Contrastive": "loss_clip", "Token": "loss_token"}
 
 
 class Masked(logging.Formatter):
@@ -108,8 +109,9 @@ class Console:
             if f"{part}/loss_total" not in row:
                 continue
             text = f"{name} Loss: {row[f'{part}/loss_total']:.4f}"
-            if f"{part}/loss_class" in row:
-                text += f" (Class: {row[f'{part}/loss_class']:.4f}, Contrastive: {row[f'{part}/loss_clip']:.4f})"
+            terms = [f"{term}: {row[f'{part}/{key}']:.4f}" for term, key in _TERMS.items() if f"{part}/{key}" in row]
+            if len(terms) > 1:
+                text += f" ({', '.join(terms)})"
             if f"{part}/acc" in row:
                 text += f", {name} Acc: {100 * row[f'{part}/acc']:.2f}%"
             for key in self.shown:
