@@ -51,12 +51,15 @@ def classification_metrics(probabilities: np.ndarray, labels: np.ndarray, ordere
     }
 
 
-def chance_lines(labels: np.ndarray, classes: int) -> dict[str, float]:
-    """What guessing gives: acc the largest share, balanced_acc 1 / classes used, map of random orders, nll the entropy of the shares."""
+def chance_lines(labels: np.ndarray, classes: int, ordered: bool = False) -> dict[str, float]:
+    """What guessing gives: acc the largest share, balanced_acc 1 / classes used, map of random orders, nll the entropy of the shares.
+
+    ordered: quadratic_kappa is there too.
+    """
     counts = np.bincount(labels, minlength=classes)
     counts = counts[counts > 0]
     shares = counts / len(labels)
-    return {
+    return ({"quadratic_kappa": 0.0} if ordered else {}) | {
         "acc": float(shares.max()),
         "balanced_acc": 1 / len(shares),
         "map": float(np.mean([chance_precision(int(n), len(labels)) for n in counts])),

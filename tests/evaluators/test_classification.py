@@ -1,12 +1,14 @@
 """The classification evaluator: where probabilities come from, votes, probe, prior, rows of files."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from evaluator_toys import ACCELERATOR, ToyLoaders, ToyModel, ToyRecord, classes_of, plain_records, table, toy_objective
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import cohen_kappa_score
 from sklearn.preprocessing import StandardScaler
 
 from mmexpert.engine.objective import Objective
@@ -86,6 +88,21 @@ def test_a_class_term_of_weight_nought_is_none_for_heads_and_for_what_is_said_of
     if not weight:
         model.head = TextHead(0.07, 0.0, classes)
         assert not Objective(model, loss, None, None, 0.0, 0).model.head.logit_scale.requires_grad
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_classes_in_an_order_have_a_quadratic_kappa_and_others_have_none(ordered):
+    labels = [0, 0, 1, 1, 2, 2, 2, 0]
+    groups = [f"g{i // 2}" for i in range(6)] + ["g7", "g8"]
+    mine = loaders(clear(labels, wrong=(0, 2, 5)), labels, groups)
+    mine.dataset.classes = replace(mine.dataset.classes, ordered=ordered)
+    judge = ClassificationEvaluator([], [], "as_trained", 0)
+    got = judge(toy_objective(ToyModel(torch.eye(3), True), classes=True), mine, ACCELERATOR, "test")
+    assert ("quadratic_kappa" in got.metrics) is ("group_quadratic_kappa" in got.metrics) is ordered
+    if ordered:
+        predicted = [NAMES.index(row["predicted"]) for row in got.predictions]
+        assert got.metrics["quadratic_kappa"] == pytest.approx(cohen_kappa_score(labels, predicted, weights="quadratic"))
+        assert got.protocol["chance"]["quadratic_kappa"] == got.protocol["chance"]["group_quadratic_kappa"] == 0
 
 
 def test_a_session_votes_by_mean_probability():
