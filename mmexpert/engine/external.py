@@ -58,12 +58,14 @@ def figures(rows: Sequence[Row], names: Sequence[str], ordered: bool) -> dict[st
     labels, chances = labels_of(fold, names), probabilities_of(fold, names)
     means, truth, mixed = group_rows(chances, labels, [row["group"] for row in fold.rows])
     voted = {f"group_{name}": value for name, value in chance_lines(truth, len(names), ordered).items()} if len(truth) else {}
+    scores, votes = classification_metrics(chances, labels, ordered), classification_metrics(means, truth, ordered) if len(truth) else {}
+    known = {*scores, *(f"group_{name}" for name in votes)}
     return {
         "groups": len({row["group"] for row in fold.rows}),
         "groups_with_two_labels": mixed,
-        "metrics": classification_metrics(chances, labels, ordered),
-        "group_metrics": classification_metrics(means, truth, ordered) if len(truth) else {},
-        "ci95_bootstrap": bootstrap_intervals([fold], names, ()),
+        "metrics": scores,
+        "group_metrics": votes,
+        "ci95_bootstrap": {name: bounds for name, bounds in bootstrap_intervals([fold], names, ()).items() if name in known},
         "chance": chance_lines(labels, len(names), ordered) | voted,
     }
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-_BINS = 15
-_SMALLEST = 1e-12  # of a probability under the logarithm
+BINS = 15
+SMALLEST = 1e-12  # of a probability under the logarithm
 
 
 def classification_metrics(probabilities: np.ndarray, labels: np.ndarray, ordered: bool = False) -> dict[str, float | None]:
@@ -43,10 +43,10 @@ def classification_metrics(probabilities: np.ndarray, labels: np.ndarray, ordere
         "macro_auroc": float(np.mean(known)) if known else None,
         "kappa": _kappa(counts),
         "mcc": _mcc(counts),
-        "nll": float(-np.log(np.maximum(own, _SMALLEST)).mean()),
+        "nll": float(-np.log(np.maximum(own, SMALLEST)).mean()),
         "brier": float(((probabilities - onehot) ** 2).sum(1).mean()),
-        "ece": _calibration(confidence, hit, np.linspace(0, 1, _BINS + 1)),
-        "ece_adaptive": _calibration(confidence, hit, np.quantile(confidence, np.linspace(0, 1, _BINS + 1))),
+        "ece": _calibration(confidence, hit, np.linspace(0, 1, BINS + 1)),
+        "ece_adaptive": _calibration(confidence, hit, np.quantile(confidence, np.linspace(0, 1, BINS + 1))),
         "n_classes_used": int(len(used)),
     }
 

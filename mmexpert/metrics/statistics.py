@@ -56,6 +56,24 @@ def group_draws(folds: Sequence[tuple[Sequence[str], Sequence[int]]], metric: Ca
     return np.array(means)
 
 
+def group_counts(folds: Sequence[tuple[Sequence[str], Sequence[int]]], seed: int, draws: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The draws of group_draws as counts: per fold (int [draws, groups] how often each group is drawn, int [n] group of each row)."""
+    rng = np.random.default_rng(seed)
+    prepared = [_strata(groups, labels) for groups, labels in folds]
+    counts = [np.zeros((draws, sum(map(len, strata))), np.int32) for strata in prepared]
+    for draw in range(draws):
+        for of_fold, strata in zip(counts, prepared, strict=True):
+            start = 0
+            for size in map(len, strata):
+                of_fold[draw, start : start + size] = np.bincount(rng.integers(size, size=size), minlength=size)
+                start += size
+    owners = [np.zeros(len(labels), np.int64) for _, labels in folds]
+    for owner, strata in zip(owners, prepared, strict=True):
+        for number, rows in enumerate(rows for members in strata for rows in members):
+            owner[rows] = number
+    return list(zip(counts, owners, strict=True))
+
+
 def corrected_p(differences: Sequence[float], test_to_train: float) -> float | None:
     """Two-sided p of the mean of J paired differences, t = mean / (s sqrt(1/J + rho)) with J - 1 degrees (Nadeau and Bengio 1999).
 
