@@ -57,21 +57,18 @@ def group_draws(folds: Sequence[tuple[Sequence[str], Sequence[int]]], metric: Ca
 
 
 def group_counts(folds: Sequence[tuple[Sequence[str], Sequence[int]]], seed: int, draws: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The draws of group_draws as counts: per fold (int [draws, groups] how often each group is drawn, int [n] group of each row)."""
-    rng = np.random.default_rng(seed)
-    prepared = [_strata(groups, labels) for groups, labels in folds]
-    counts = [np.zeros((draws, sum(map(len, strata))), np.int32) for strata in prepared]
-    for draw in range(draws):
-        for of_fold, strata in zip(counts, prepared, strict=True):
-            start = 0
-            for size in map(len, strata):
-                of_fold[draw, start : start + size] = np.bincount(rng.integers(size, size=size), minlength=size)
-                start += size
-    owners = [np.zeros(len(labels), np.int64) for _, labels in folds]
-    for owner, strata in zip(owners, prepared, strict=True):
+    """Draws like those of group_draws as counts: per fold (int [draws, G] how often each group is drawn, int [n] group of each row)."""
+    rng, found = np.random.default_rng(seed), []
+    for groups, labels in folds:
+        strata, owner = _strata(groups, labels), np.zeros(len(labels), np.int64)
         for number, rows in enumerate(rows for members in strata for rows in members):
             owner[rows] = number
-    return list(zip(counts, owners, strict=True))
+        counts = []
+        for size in map(len, strata):
+            drawn = rng.integers(size, size=(draws, size)) + size * np.arange(draws)[:, None]  # a range of numbers for each draw
+            counts.append(np.bincount(drawn.ravel(), minlength=size * draws).reshape(draws, size))
+        found.append((np.concatenate(counts, axis=1), owner))
+    return found
 
 
 def corrected_p(differences: Sequence[float], test_to_train: float) -> float | None:

@@ -112,6 +112,13 @@ def test_a_session_votes_by_mean_probability():
     assert got["acc"] == pytest.approx(7 / 9) and got["group_acc"] == 1.0 and got["group_balanced_acc"] == 1.0
 
 
+def test_chance_of_votes_is_that_of_the_groups_not_of_the_rows():
+    labels, groups = [0, 0, 0, 0, 1, 2], ["a"] * 4 + ["b", "c"]
+    chance = evaluated(clear(labels), labels, groups=groups).protocol["chance"]
+    assert chance["acc"] == pytest.approx(4 / 6) and chance["group_acc"] == pytest.approx(1 / 3)
+    assert chance["group_balanced_acc"] == pytest.approx(1 / 3) and chance["group_kappa"] == 0 and chance["group_map"] > 1 / 3
+
+
 def test_a_session_of_two_labels_is_left_out_counted_and_warned_of_once(caplog):
     labels = [0, 1, 2, 2]
     judge = ClassificationEvaluator([], [], "as_trained", 0)

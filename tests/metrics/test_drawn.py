@@ -41,14 +41,22 @@ def test_ranking_is_left_out_where_nobody_asks_for_it():
     assert {"map", "macro_auroc"} <= drawn(probabilities, labels, np.ones((2, 4)), ("map",)).keys()
 
 
-def test_counts_are_the_very_draws_of_the_group_bootstrap():
+def test_counts_draw_groups_as_the_group_bootstrap_does():
+    """Within strata, whole groups, each as often as any other; the same for the same seed; and the same interval but for chance."""
     draws = np.random.default_rng(0)
-    folds = []
-    for rows in (20, 31):
-        groups = [f"g{number}" for number in draws.integers(0, 9, rows)]
-        folds.append((groups, draws.integers(0, 3, rows)))
-    value = [draws.random(20), draws.random(31)]
+    groups = [f"g{number}" for number in np.repeat(np.arange(60), 2)]
+    labels = np.repeat(np.arange(60) % 3 == 0, 2).astype(int)
+    labels[0] = 1 - labels[0]  # a group of two labels stands in the stratum of the lower one
+    folds = [(groups[:60], labels[:60]), (groups[60:], labels[60:])]
+    found = group_counts(folds, 5, 2000)
+    value = [draws.random(60), draws.random(60)]
+    for (counts, owner), (own, of_row) in zip(found, folds, strict=True):
+        assert len({(group, number) for group, number in zip(own, owner.tolist(), strict=True)}) == len(set(own)) == counts.shape[1]
+        assert (counts.sum(1) == 30).all() and np.allclose(counts.mean(0), 1, atol=0.12) and np.allclose(counts.var(0), 1, atol=0.25)
+        several = len(set(of_row[np.flatnonzero(np.array(own) == "g0")])) == 2
+        assert (counts[:, owner] @ (of_row == 1) == (of_row == 1).sum()).all() is np.bool_(not several)  # its odd row may come twice
+    means = np.mean([counts[:, owner] @ of_row / 60 for (counts, owner), of_row in zip(found, value, strict=True)], axis=0)
     one_by_one = group_draws(folds, lambda number, rows: float(value[number][rows].mean()), 5)
-    counted = [counts[:, owner] for counts, owner in group_counts(folds, 5, len(one_by_one))]
-    means = [weight @ of_row / weight.sum(1) for weight, of_row in zip(counted, value, strict=True)]
-    np.testing.assert_allclose(np.mean(means, axis=0), one_by_one, rtol=1e-12)
+    np.testing.assert_allclose(np.percentile(means, [2.5, 97.5]), np.percentile(one_by_one, [2.5, 97.5]), atol=0.006)
+    again = group_counts(folds, 5, 2000)
+    assert all((a[0] == b[0]).all() for a, b in zip(found, again, strict=True))
