@@ -54,7 +54,9 @@ def classification_metrics(probabilities: np.ndarray, labels: np.ndarray, ordere
 def chance_lines(labels: np.ndarray, classes: int, ordered: bool = False) -> dict[str, float]:
     """What guessing gives: acc the largest share, balanced_acc 1 / classes used, map of random orders, nll the entropy of the shares.
 
-    ordered: quadratic_kappa is there too.
+    map is not the 1 / K that is often named (cross-validation.md section 2 too): that is what it comes to for endless rows. A random
+    order of n rows with p of a class has a mean average precision above p / n, and beside 1 / K a model that has learnt nothing would
+    look better than chance in every small part. ordered: quadratic_kappa is there too.
     """
     counts = np.bincount(labels, minlength=classes)
     counts = counts[counts > 0]
