@@ -50,7 +50,7 @@ def test_counts_draw_groups_as_the_group_bootstrap_does():
     folds = [(groups[:60], labels[:60]), (groups[60:], labels[60:])]
     found = group_counts(folds, 5, 2000)
     value = [draws.random(60), draws.random(60)]
-    for (counts, owner), (own, of_row) in zip(found, folds, strict=True):
+    for (counts, owner), (own, _) in zip(found, folds, strict=True):
         assert len({(group, number) for group, number in zip(own, owner.tolist(), strict=True)}) == len(set(own)) == counts.shape[1]
         assert (counts.sum(1) == 30).all() and np.allclose(counts.mean(0), 1, atol=0.12) and np.allclose(counts.var(0), 1, atol=0.25)
     (counts, owner), (_, of_row) = found[1], folds[1]  # no group of two labels: each draw has as many rows of a class as there are
