@@ -15,6 +15,7 @@ from mmexpert.data.preparation import picture_node
 from mmexpert.data.records import RecordDataset
 from mmexpert.encoders.clip_source import one_load
 from mmexpert.encoders.tokenizer import TextTokenizer
+from mmexpert.engine.chance import contrastive_rows
 from mmexpert.engine.feature_cache import CacheSettings, FeatureCache
 from mmexpert.engine.objective import Objective
 from mmexpert.engine.optim import parameter_groups, warn_of_few_steps, warn_of_rates
@@ -110,11 +111,18 @@ def build_head(node: Config | None, classes: ClassTable | None, trust: Sequence[
     return instantiate(node, "model", trust, classes=classes)
 
 
-def build_objective(cfg: Config, model: torch.nn.Module, corpus: TokenCorpus | None, trust: Sequence[str] = ()) -> Objective:
-    """Model, loss and, where a similarity is chosen, the sequence term with a fresh loss of the same form."""
+def build_objective(
+    cfg: Config, model: torch.nn.Module, corpus: TokenCorpus | None, trust: Sequence[str] = (), keys: Sequence[int] | None = None
+) -> Objective:
+    """Model, loss and, where a similarity is chosen, the sequence term with a fresh loss of the same form.
+
+    keys: positive keys of the training part; None where stored weights are loaded, which hold what a loss learns from keys.
+    """
     similarity = instantiate(cfg["similarity"], "similarity", trust) if cfg.get("similarity") else None
     loss = instantiate(cfg["loss"], "loss", trust)
     loss.see_corpus(corpus)
+    if keys is not None:
+        loss.see_keys(torch.as_tensor(keys), contrastive_rows(cfg["trainer"]))
     sequence_loss = loss.for_scores() if similarity is not None else None
     return Objective(model, loss, similarity, sequence_loss, cfg["sequence_weight"], cfg["sequence_ramp_epochs"])
 

@@ -155,11 +155,15 @@ def _id_findings(records: Sequence["Record"]) -> list["Finding"]:
 
 
 def _caption_findings(dataset: "RecordDataset") -> list["Finding"]:
+    from mmexpert.data.records import wordless
+
     found = []
     for record in dataset.records:
-        blank = [number for number, caption in enumerate(record.captions, 1) if not caption.strip()]
+        blank = [(number, caption) for number, caption in enumerate(record.captions, 1) if wordless(caption)]
         if blank:
-            found.append(_error("empty_caption", record, f"record {record.id!r}: caption {blank[0]} is empty: write or remove it"))
+            number, caption = blank[0]
+            seen = f" ({caption!r})" if caption.strip() else ""
+            found.append(_error("empty_caption", record, f"record {record.id!r}: caption {number} is empty{seen}: write or remove it"))
         elif not record.captions and dataset.classes is None:
             found.append(_error("empty_caption", record, f"record {record.id!r} has no caption, and the data set no class texts: add one"))
     return found
@@ -184,6 +188,7 @@ def _group_findings(records: Sequence["Record"]) -> list["Finding"]:
 
 def _class_findings(dataset: "RecordDataset", least_groups: int) -> list["Finding"]:
     from mmexpert.data.findings import Finding
+    from mmexpert.data.records import wordless
 
     groups: dict[int, set[str]] = {}
     found = []
@@ -192,7 +197,7 @@ def _class_findings(dataset: "RecordDataset", least_groups: int) -> list["Findin
         if not 0 <= record.label < len(dataset.classes.names):
             found.append(_error("unknown_class", record, f"record {record.id!r} has the label {record.label}: there is no such class"))
     for label, name in enumerate(dataset.classes.names):
-        if not any(text.strip() for text in dataset.classes.texts[label]):
+        if all(wordless(text) for text in dataset.classes.texts[label]):
             found.append(Finding("error", "class_without_text", dataset.name, name, f"the class {name!r} has no text: write one"))
         if (count := len(groups.get(label, ()))) < max(least_groups, 1):
             advice = f"the class {name!r} has {count} groups, fewer than {max(least_groups, 1)}: use fewer folds, or cv.small_classes"

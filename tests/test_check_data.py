@@ -73,6 +73,18 @@ def test_a_sound_data_set_has_no_findings_and_classes_need_no_captions(here):
     assert [finding.code for finding in check_data.check_dataset(Rows([record("a", captions=())]), 1)] == ["empty_caption"]
 
 
+@pytest.mark.parametrize("caption", ["\u200b", "\x07", "\u0301", "\ufeff \u2060"])
+def test_a_caption_of_which_nothing_can_be_seen_is_empty_and_shown_as_python_writes_it(here, caption):
+    (finding,) = check_data.check_dataset(Rows([record("a", captions=("a walk", caption)), record("b", captions=("\U0001f44d", "é!"))]), 1)
+    assert finding.code == "empty_caption" and finding.record == "a"
+    assert f"caption 2 is empty ({caption!r})" in finding.advice
+
+
+def test_a_class_whose_texts_show_nothing_is_without_text(here):
+    (finding,) = check_data.check_dataset(Rows([record("a")], classes(("\u200b", " "))), 1)
+    assert finding.code == "class_without_text"
+
+
 def test_the_report_holds_all_findings_errors_first(here):
     rows = Rows([record("a", captions=("",)), record("b")], classes(("walk",), ("run",)))
     check_data.check_dataset(rows, 1)

@@ -15,31 +15,35 @@ Tokenizer = Callable[[list[str]], dict[str, torch.Tensor]]
 class Collate:
     """Joins samples of RecordDataset.sample into a Batch.
 
-    tokenizer: list of B texts -> {input_ids, attention_mask} [B, M], or None where no sample has a text. unit_length: T is a multiple
-    of it. pad_to: batch (its longest clip) | max (always max_length frames: fixed shapes).
+    tokenizer: list of B texts -> {input_ids, attention_mask} [B, M], or None where no sample has a text; its special_ids, where it has
+    some, are no words. unit_length: T is a multiple of it. pad_to: batch (its longest clip) | max (always max_length frames).
     """
 
     def __init__(self, tokenizer: Tokenizer | None, unit_length: int, pad_to: str, max_length: int) -> None:
         if pad_to not in ("batch", "max"):
             raise ConfigError(f"dataset.pad_to={pad_to}: choose batch or max")
         self.tokenizer, self.unit_length, self.pad_to, self.max_length = tokenizer, unit_length, pad_to, max_length
-        self.roles: dict[str, Callable[[list[Any]], Any]] = {"radar": self._radar, "text": self._text}
+        self.special_ids = torch.tensor(getattr(tokenizer, "special_ids", ()), dtype=torch.long)
+        self.roles: dict[str, Callable[[list[Any]], Any]] = {"radar": self._radar}
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> Batch:
         """B samples with equal roles -> tensors with B rows; hard captions of all rows become one list with hard_row, hard_kind.
 
-        Raises KeyError where a sample lacks a role of another, DataError where a clip has no frame.
+        Raises KeyError where a sample lacks a role of another, DataError where a clip has no frame or a text no word.
         """
         for sample in samples:
             if sample.keys() != samples[0].keys():
                 raise KeyError(f"a sample has {', '.join(sorted(sample))}, another of its batch {', '.join(sorted(samples[0]))}")
             if "radar" in sample and not _frames(sample["radar"]):
                 raise DataError(f"sample {sample.get('id', '(no id)')}: the clip has no frame; it needs at least one, remove its record")
+        ids = [sample.get("id", "(no id)") for sample in samples]
         batch: Batch = {}
         for role in samples[0]:
             values = [sample[role] for sample in samples]
             if role == "hard_text":
-                batch |= self._hard(values)
+                batch |= self._hard(values, ids)
+            elif role == "text":
+                batch[role] = self._text(values, ids)
             else:
                 batch[role] = self.roles.get(role, _stack)(values)
         return batch
@@ -59,17 +63,25 @@ class Collate:
         padded["mask"] = torch.arange(frames) < torch.tensor(lengths)[:, None]
         return padded
 
-    def _text(self, texts: list[str]) -> dict[str, torch.Tensor]:
+    def _text(self, texts: list[str], ids: Sequence[Any]) -> dict[str, torch.Tensor]:
+        """ids: the sample of each text. A text without a word would leave nothing to align, and a mask that is all False."""
         if self.tokenizer is None:
             raise ConfigError("the data set gives texts, but there is no text tower: choose encoder/text=scratch")
-        return self.tokenizer(texts)
+        tokens = self.tokenizer(texts)
+        words = tokens["attention_mask"].bool() & ~torch.isin(tokens["input_ids"], self.special_ids)
+        for number in (~words.any(1)).nonzero()[:1, 0].tolist():
+            raise DataError(
+                f"sample {ids[number]}: the text {texts[number]!r} has no word, only tokens that frame a sentence; write a caption, or "
+                "remove its record"
+            )
+        return tokens
 
-    def _hard(self, rows: list[list[tuple[int, str]]]) -> Batch:
+    def _hard(self, rows: list[list[tuple[int, str]]], ids: Sequence[Any]) -> Batch:
         flat = [(row, kind, text) for row, captions in enumerate(rows) for kind, text in captions]
         if not flat:
             return {}
         return {
-            "hard_text": self._text([text for _, _, text in flat]),
+            "hard_text": self._text([text for _, _, text in flat], [ids[row] for row, _, _ in flat]),
             "hard_row": torch.tensor([row for row, _, _ in flat]),
             "hard_kind": torch.tensor([kind for _, kind, _ in flat]),
         }

@@ -209,6 +209,11 @@ def normalize_caption(caption: str) -> str:
     return re.sub(r"\s+", " ", text).strip().rstrip(".!?,;").rstrip()
 
 
+def wordless(text: str) -> bool:
+    """Whether nothing of a text can be seen: spaces, control and format characters (such as U+200B), marks without a letter."""
+    return all(unicodedata.category(c)[0] in "CZ" or unicodedata.category(c) == "Mn" for c in text)
+
+
 def stable_key(name: str) -> int:
     """First 8 bytes of BLAKE2b as a signed integer: the same in every process, unlike hash()."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)

@@ -25,7 +25,7 @@ _LONGEST_SUFFIX = 5
 class TextTokenizer:
     """A Hugging Face tokenizer with a length: texts -> padded tensors. truncated counts the texts that were too long.
 
-    Raises ConfigError where the tokenizer has neither a padding nor an end token.
+    Raises ConfigError where the tokenizer has neither a padding nor an end token, or the length leaves no room for a word.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
@@ -35,6 +35,8 @@ class TextTokenizer:
                 raise ConfigError("encoder.text: the tokenizer has neither a padding nor an end token, so texts can not share a batch")
             tokenizer.pad_token = tokenizer.eos_token  # masked anyway
         tokenizer.padding_side = "right"  # pooling=cls reads the first token
+        if max_length <= (frame := tokenizer.num_special_tokens_to_add()):
+            raise ConfigError(f"encoder.text.max_length={max_length}: {frame} tokens frame each text; write {frame + 1} or more")
 
     def __call__(self, texts: list[str]) -> dict[str, torch.Tensor]:
         """B texts -> {input_ids, attention_mask} int64 [B, M], M = the longest of them, at most max_length."""

@@ -57,11 +57,11 @@ def fit(
     progress = run.checkpoints.restore(module, optimizer, schedule, accelerator.scaler)  # or a fresh start
     run.tracker.truncate(progress.step)
     while progress.epoch < settings.epochs and progress.patience_left:
-        module.at_epoch(progress.epoch)
         objective.train()  # frozen towers stay in eval: Objective.train() sees to it
         windows = loaders.train(progress.epoch, progress.step_in_epoch)  # order = f(seed, epoch): skipping costs nothing
         run.checkpoints.restore_random()  # after the iterator, which may draw; nothing the second time
         for window in run.meter.timed(islice(windows, settings.total_steps - progress.step)):
+            module.at_epoch(progress.epoch + progress.step_in_epoch / loaders.steps_per_epoch)
             for losses, ids in settings.accumulation(objective, module, window):  # forward and backward, engine/accumulate.py
                 progress.add(losses, len(ids))  # tensors: .item() here would wait for the device
                 run.watch.see(ids, losses)

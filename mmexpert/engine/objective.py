@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from mmexpert.losses.gather import gather, processes
+from mmexpert.losses.gather import gather, processes, sum_over_ranks
 from mmexpert.similarity.base import Similarity
 from mmexpert.types import Batch, ConfigError, Encoding, Pair
 
@@ -18,8 +18,8 @@ class Objective(nn.Module):
     """loss_total = the loss's terms by their weights + sequence_weight * loss_seq.
 
     model: Batch -> Pair. loss: has forward, from_scores, class_loss, term_weights, clamp_. similarity: (Encoding, Encoding) ->
-    scores [Bq, Bt] in [-1, 1], or None; sequence_loss: a loss of its own for those scores, or None. sequence_ramp_epochs: the
-    weight grows linearly from 0 over so many epochs.
+    scores [Bq, Bt] in [-1, 1], or None; sequence_loss: a loss of its own for those scores, or None. sequence_ramp_epochs: in training
+    the weight grows linearly from 0 over so many epochs, a little with each optimizer step.
     """
 
     def __init__(
@@ -38,12 +38,21 @@ class Objective(nn.Module):
             model.head.without_loss()
         self.model, self.loss, self.similarity, self.sequence_loss = model, loss, similarity, sequence_loss
         self.sequence_weight, self.sequence_ramp_epochs = sequence_weight, sequence_ramp_epochs
-        self.ramp = 1.0 if not sequence_ramp_epochs else 0.0
+        self._training_ramp = 1.0
+
+    @property
+    def ramp(self) -> float:
+        """Share of the sequence term's weight, 0..1: in training what at_epoch has set, elsewhere 1.
+
+        So validation and `mmexpert.evaluate` count the whole term: valid/loss_total is one quantity in every epoch, and a checkpoint is
+        not the best because its term weighed less.
+        """
+        return self._training_ramp if self.training else 1.0
 
     def at_epoch(self, epoch: float) -> None:
-        """Sets the ramp of the sequence term; epoch counts from 0 and may be a fraction."""
+        """Sets the ramp of the optimizer step that comes; epoch counts those trained so far, with their fraction."""
         if self.sequence_ramp_epochs:
-            self.ramp = min(1.0, epoch / self.sequence_ramp_epochs)
+            self._training_ramp = min(1.0, epoch / self.sequence_ramp_epochs)
 
     def forward(self, batch: Batch, pull: Callable[[Pair], Tensor] | None = None) -> tuple[dict[str, Tensor], Pair] | Tensor:
         """terms() of the model's pair; with pull (engine/accumulate.py) what it makes of the pair instead."""
@@ -66,7 +75,7 @@ class Objective(nn.Module):
         return self.named(terms) | report | {"loss_total": total}, pair
 
     def _sequence_term(self, pair: Pair, keys: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """loss_seq over the pairs of all ranks, and the score gap of each head.
+        """loss_seq over the pairs of all ranks, and the score gap of each head over the same.
 
         Only target tokens travel (the shorter side), and sums over the columns of the scores: each rank scores its own queries. The mean
         over ranks is the loss, and has the gradient, of one process.
@@ -81,7 +90,8 @@ class Objective(nn.Module):
             heads = {"sequence": rows}
         positives = keys[:, None] == target_key
         loss = self.sequence_loss.from_row_block(rows, positives)["loss_clip"]
-        return loss, {f"score_gap_{name}": score_gap(scores.detach(), positives) for name, scores in heads.items()}
+        gaps = score_gaps(torch.stack([_sums(scores.detach(), positives) for scores in heads.values()]))
+        return loss, {f"score_gap_{name}": gap for name, gap in zip(heads, gaps, strict=True)}
 
     def score_losses(self, scores: Tensor, positives: Tensor) -> dict[str, Tensor]:
         """The contrastive terms of given scores [Bq, Bt]: evaluation has gathered features and needs no other rank."""
@@ -126,23 +136,23 @@ class Objective(nn.Module):
 
 @torch.no_grad()
 def in_batch_report(pair: Pair, keys: Tensor) -> dict[str, Tensor]:
-    """score_gap of the pooled cosines; in_batch_recall_1: share of rows whose best target is a positive."""
-    target_keys = keys if pair.target_key is None else pair.target_key
+    """score_gap of the pooled cosines; in_batch_recall_1: share of own rows whose best target is a positive. Targets are all ranks'."""
+    target_keys = gather(keys if pair.target_key is None else pair.target_key)
+    target = Encoding(gather(pair.target.features))
     sums, hits = [], []
     for start in range(0, len(keys), REPORT_ROWS):  # never the whole matrix of a large batch
         rows = slice(start, start + REPORT_ROWS)
-        scores = cosine(Encoding(pair.query.features[rows]), pair.target)
+        scores = cosine(Encoding(pair.query.features[rows]), target)
         positives = keys[rows, None] == target_keys
         sums.append(_sums(scores, positives))
         hits.append(positives.gather(1, scores.argmax(1, keepdim=True)).float())
-    of_positives, positive_count, of_negatives, negative_count = torch.stack(sums).sum(0)
-    gap = of_positives / positive_count - of_negatives / negative_count.clamp(min=1)
+    (gap,) = score_gaps(torch.stack(sums).sum(0, keepdim=True))
     return {"score_gap": gap, "in_batch_recall_1": torch.cat(hits).mean()}
 
 
-def score_gap(scores: Tensor, positives: Tensor) -> Tensor:
-    """Mean score of positives minus that of negatives (0 where there are none)."""
-    of_positives, positive_count, of_negatives, negative_count = _sums(scores, positives)
+def score_gaps(sums: Tensor) -> Tensor:
+    """[H]: mean score of positives minus that of negatives (0 where there are none), from each rank's _sums [H, 4] of its rows."""
+    of_positives, positive_count, of_negatives, negative_count = sum_over_ranks(sums).T
     return of_positives / positive_count - of_negatives / negative_count.clamp(min=1)
 
 

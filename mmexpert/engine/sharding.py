@@ -89,5 +89,4 @@ def whole_module(objective: nn.Module, trained: nn.Module) -> nn.Module:
         news = dict(trained.named_parameters()) | dict(trained.named_buffers())
         for name, tensor in [*objective.named_parameters(), *objective.named_buffers()]:
             tensor.copy_(whole(news[name]))
-        objective.ramp = trained.ramp
     return objective.eval()

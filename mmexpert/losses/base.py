@@ -46,7 +46,8 @@ class Loss(nn.Module):
     def from_row_block(self, scores: Tensor, positives: Tensor) -> dict[str, Tensor]:
         """from_scores of the matrix [N R, C] of which each rank holds its own rows [R, C]; the mean over ranks is the loss.
 
-        Here every rank gathers the whole matrix; a loss that knows better sends less.
+        Further target rows stand behind each rank's own R columns and need no positive. Here every rank gathers the whole matrix, them
+        included; a loss that knows better sends less.
         """
         return self.from_scores(gather(scores), gather(positives.long()).bool())
 
@@ -56,6 +57,9 @@ class Loss(nn.Module):
 
     def see_corpus(self, corpus: TokenCorpus | None) -> None:
         """Called once before training with the training part's tokens, None without a text tower; most losses do not look."""
+
+    def see_keys(self, keys: Tensor, rows: int) -> None:
+        """Called once before training with the training part's keys int64 [n] and the rows of a batch; most losses do not look."""
 
     def tile(self, tiling: Tiling) -> None:
         """Says how the loss is computed (losses/tiled.py); what it is stays the same."""

@@ -59,15 +59,20 @@ class ClipLoss(Loss):
             return self._terms(logits, logits.T, positives, positives.T)
 
     def from_row_block(self, scores: Tensor, positives: Tensor) -> dict[str, Tensor]:
-        """Own rows of the scores; of the columns, whose other rows other ranks hold, only sums travel."""
-        if processes() == 1 or self._has_own_direction():
-            return super().from_row_block(scores, positives)
+        """Own rows of the scores; of the columns, whose other rows other ranks hold, only sums travel.
+
+        Further target rows stand behind each rank's own: they are columns of the row direction only.
+        """
+        own = _own_columns(scores)
         with torch.autocast(scores.device.type, enabled=False):
+            if processes() == 1 or self._has_own_direction():
+                logits, positives = self.logit_scale.exp() * raised(gather(scores)), gather(positives.long()).bool()
+                return self._terms(logits, logits[:, own].T, positives, positives[:, own].T)
             logits = self.logit_scale.exp() * raised(scores)
             there, floor = self.direction(logits, positives, "query")
             if self.directions == "query":
                 return {"loss_clip": there, "loss_clip_floor": floor}
-            back, back_floor = self._columns_of_all(logits, positives)
+            back, back_floor = self._columns_of_all(logits[:, own], positives[:, own])
             return {"loss_clip": (there + back) / 2, "loss_clip_floor": (floor + back_floor) / 2}
 
     def _columns_of_all(self, logits: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,6 +129,14 @@ class ClipLoss(Loss):
             return -log_share.masked_fill(~positives, -torch.inf).logsumexp(1).mean(), logits.new_zeros(())
         loss = -(log_share * positives).sum(1) / count
         return loss.mean(), count.to(logits.dtype).log().mean()
+
+
+def _own_columns(scores: Tensor) -> Tensor | slice:
+    """Which columns of the own rows [R, N Bt] are own pairs of some rank: of each rank's Bt the first R."""
+    rows, width = len(scores), scores.shape[1] // processes()
+    if processes() == 1 or width == rows:
+        return slice(rows if processes() == 1 else None)
+    return torch.arange(scores.shape[1], device=scores.device).unflatten(0, (processes(), width))[:, :rows].flatten()
 
 
 def _log_sum_exp(logits: Tensor) -> Tensor:

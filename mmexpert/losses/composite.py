@@ -50,6 +50,11 @@ class CompositeLoss(nn.Module):
         for loss in self.losses.values():
             loss.see_corpus(corpus)
 
+    def see_keys(self, keys: Tensor, rows: int) -> None:
+        """Handed to every loss."""
+        for loss in self.losses.values():
+            loss.see_keys(keys, rows)
+
     def tile(self, tiling: Tiling) -> None:
         """Said to every loss."""
         for loss in self.losses.values():

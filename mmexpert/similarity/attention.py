@@ -96,7 +96,7 @@ class _Blocks:
     than the arithmetic. What a block gives is overwritten by the next."""
 
     def __init__(self, table: Tensor, temperature: float) -> None:
-        self.rows, self.count, self.temperature = block_rows(table.shape[1:], 2 * table.element_size()), len(table), temperature
+        self.rows, self.count, self.temperature = block_rows(table[0].numel(), table), len(table), temperature
         self.room = table.new_empty(4, min(self.rows, self.count) * table[0].numel())
 
     def __iter__(self) -> Iterator[slice]:
@@ -108,6 +108,8 @@ class _Blocks:
         scores, weights, spread, product = self._attend(table, gram, mask)
         square = torch.mul(weights, spread, out=product).sum(-1).clamp_(min=_LEAST)
         cosine = torch.mul(weights, scores, out=product).sum(-1).mul_(self.temperature) * square.rsqrt()
+        square.masked_fill_(cosine.abs() > 1, torch.inf)  # tokens that cancel out, to rounding: a cosine at its bound, without gradient
+        cosine.clamp_(-1, 1)
         return cosine.view(len(mask), len(table), -1), square.view(len(mask), len(table), -1)
 
     def gradients(

@@ -1,9 +1,9 @@
 """What every similarity is: all pairs of two sets of token sequences, scored by one or more heads from shared tensors.
 
+Heads have first derivatives only: their backward passes are written by hand.
 Shapes: Bq queries of L tokens, Bt targets of M tokens, width D. Tokens are in time order: index = time.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from mmexpert.types import ConfigError, Encoding
 
 _COPIES = 3  # tensors of a table's size that the heads of a block hold at once
-_CACHE_BYTES = 2**21  # what a head works on at a time
+_BLOCK_BYTES = {True: 2**21, False: 2**26}  # what a head works on at a time: in a CPU's cache; elsewhere starting work costs more
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ class Similarity(nn.Module):
         """Real tokens to the front, so that masks are prefixes; columns of pads alone cut off. On the CPU a look at the mask saves
         what is not needed; elsewhere it would stall the device."""
         if encoding.sequence is None:
-            raise KeyError(f"a similarity needs token sequences; the {side}'s encoder returned none: choose similarity=none")
+            heads = ", ".join(self.heads)
+            raise KeyError(f"similarity ({heads}) needs token sequences; the {side}'s encoder returned none: choose similarity=none")
         raw = encoding.sequence.to(torch.promote_types(encoding.sequence.dtype, torch.float32))
         mask = torch.ones(raw.shape[:2], dtype=torch.bool, device=raw.device) if encoding.mask is None else encoding.mask
         looks = free_to_read(mask)
@@ -132,9 +133,9 @@ def token_cosines(query: Tensor, target: Tensor) -> Tensor:
     return table.view(len(query), query.shape[1], len(target), target.shape[1]).transpose(1, 2)
 
 
-def block_rows(shape: torch.Size | tuple[int, ...], cell_bytes: int) -> int:
-    """Rows of a table, each of this shape, that a head works on at a time: they stay in the processor's cache."""
-    return max(1, _CACHE_BYTES // (math.prod(shape) * cell_bytes))
+def block_rows(row_cells: int, like: Tensor) -> int:
+    """Rows of a table, each of so many cells, that a head works on at a time."""
+    return max(1, _BLOCK_BYTES[free_to_read(like)] // (2 * row_cells * like.element_size()))
 
 
 def identity_map(dim: int) -> nn.Linear:

@@ -59,7 +59,8 @@ def windows(tokens: Tokens, size: int, stride: int) -> tuple[Tensor, Tensor]:
 class _BestPartner(torch.autograd.Function):
     """q [Bq, W, D], t [Bt, V, D] -> best cosine of each query window [Bq, Bt, W] and of each target window [Bq, Bt, V].
 
-    The products of all windows are never held: blocks of query rows, of cache size, and the places of the maxima alone are kept.
+    The products of all windows are never held: blocks of query rows, of cache size, and the places of the maxima alone are kept. Of
+    equal partners the first has the whole gradient.
     """
 
     @staticmethod
@@ -96,5 +97,5 @@ class _BestPartner(torch.autograd.Function):
 
 def _blocks(q: Tensor, t: Tensor) -> list[slice]:
     """Query rows a block."""
-    rows = block_rows((len(t), q.shape[1], t.shape[1]), 2 * q.element_size())
+    rows = block_rows(len(t) * q.shape[1] * t.shape[1], q)
     return [slice(start, start + rows) for start in range(0, len(q), rows)]

@@ -3,17 +3,14 @@ of the cosines they meet. Two recursions over the steps give the score and its g
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mmexpert.similarity.base import block_rows
+from mmexpert.similarity.path_sums import PathSums, path_sums
 from mmexpert.types import ConfigError
-
-_LOG_RANGE = 650.0  # float64 holds e^709
 
 
 def monotone_scores(table: Tensor, q_length: Tensor, t_length: Tensor, gamma: float, moves: str, directions: str) -> Tensor:
@@ -47,7 +44,7 @@ class _Aligned(torch.autograd.Function):
         scores = table.new_zeros(table.shape[:2], dtype=torch.float64)
         gradient = torch.zeros_like(table) if ctx.needs_input_grad[0] else None
         portion = 0.5 if directions == "both" else 1.0
-        rows = block_rows(table.shape[1:], 2 * table.element_size())
+        rows = block_rows(table[0].numel(), table)
         room = table.new_empty(2, min(rows, len(table)) * table[0].numel(), dtype=torch.float64)  # see similarity/attention.py
         for start in range(0, len(table), rows):
             at = slice(start, start + rows)
@@ -81,35 +78,12 @@ def _one_way(
     paths = log_choose(n + m - 1, n) if moves == "free" else log_choose(n - 1, m - 1)
     length, width = table.shape[2:]
     bound = length / gamma + math.lgamma(length + width) - math.lgamma(length + 1) - math.lgamma(width)
-    sums = _PLAIN if bound <= _LOG_RANGE else _LOGARITHMS
-    total, share = _walk(table, steps, tokens, gamma, moves, shares, sums, room)
+    total, share = _walk(table, steps, tokens, gamma, moves, shares, path_sums(bound), room)
     return gamma * (total - paths) / n, share
 
 
-@dataclass(frozen=True)
-class _Sums:
-    """How sums over paths are held: themselves, or, where float64 would not hold them, as logarithms, three times as slow."""
-
-    none: float  # of no path: -1e30 and not -inf in logarithms, whose difference with itself is NaN
-    one: float
-    times: Callable[..., Tensor]
-    plus: Callable[..., Tensor]
-    cumulated: Callable[..., Tensor]
-    held: Callable[[Tensor], Tensor]  # from a logarithm, in place
-    log: Callable[[Tensor], Tensor]
-    value: Callable[[Tensor], Tensor]  # in place
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
-
-
-_PLAIN = _Sums(0.0, 1.0, torch.mul, torch.add, torch.cumsum, Tensor.exp_, Tensor.log, _same)
-_LOGARITHMS = _Sums(-1e30, 0.0, torch.add, torch.logaddexp, torch.logcumsumexp, _same, _same, Tensor.exp_)
-
-
 def _walk(
-    table: Tensor, steps: Tensor, tokens: Tensor, gamma: float, moves: str, shares: bool, sums: _Sums, room: Tensor
+    table: Tensor, steps: Tensor, tokens: Tensor, gamma: float, moves: str, shares: bool, sums: PathSums, room: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """log of the paths' sum [A, B], by a_l = e_l * reach(a_{l-1}), e = exp(S / gamma); and, where shares, the mean of each step's
     paths over the cells [A, B, L, M]: a_l * b_l / total / steps, b_l = reach_back(e_{l+1} * b_{l+1}).
@@ -123,8 +97,8 @@ def _walk(
     number = torch.arange(len(energy), device=table.device)[:, None]
     real = (number < steps)[..., None, None]
     torch.where(real, energy.masked_fill_(at >= tokens[:, None], sums.none), last, out=energy)
-    if moves == "step":  # from the first token to the last
-        energy[0].masked_fill_(at > 0, sums.none)
+    if moves == "step":  # from the first token to the last; a token that no path has reached must not weigh on what goes on from it
+        energy.masked_fill_(at > number[..., None, None], sums.none)
         energy.masked_fill_((number == steps - 1)[..., None, None] & (at != tokens[:, None] - 1), sums.none)
 
     here = torch.where(at == 0, sums.one, sums.none).double().expand_as(energy[0])
@@ -141,7 +115,7 @@ def _walk(
     return total, sums.value(walked).masked_fill_(~real, 0).permute(1, 2, 0, 3)
 
 
-def _reach(x: Tensor, moves: str, sums: _Sums) -> Tensor:
+def _reach(x: Tensor, moves: str, sums: PathSums) -> Tensor:
     """Sums over the tokens from which a path may go to each: all up to it, or itself and the one before."""
     if moves == "free":
         return sums.cumulated(x, -1)

@@ -1,10 +1,13 @@
 """Samples become batches: padded up to the unit, masked, tokenised, hard captions with their rows."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
 from mmexpert.data.collate import Collate
+from mmexpert.encoders.tokenizer import scratch_tokenizer
 from mmexpert.types import ConfigError, DataError
 
 
@@ -51,6 +54,27 @@ def test_the_clip_without_frames_is_named_by_its_id():
 def test_samples_of_different_roles_are_an_error_that_names_the_roles():
     with pytest.raises(KeyError, match="id, label, radar, text, another of its batch id, radar, text"):
         Collate(tokens, 16, "batch", 496)([sample(20), sample(20, label=1)])
+
+
+@pytest.fixture(scope="module")
+def words():
+    """A tokenizer that frames each text by [CLS] and [SEP]."""
+    return scratch_tokenizer(["a walk", "a jump"], 200, 8)
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\x07", ""])
+def test_a_text_that_tokenises_to_no_word_is_named_with_its_sample(words, text):
+    collate = Collate(words, 16, "batch", 496)
+    with pytest.raises(DataError, match=re.escape(f"sample 21: the text {text!r} has no word")):
+        collate([sample(20, text="a walk"), sample(21, text=text), sample(22, text=text)])
+    told = [[(0, "a jump")], [(0, "a walk"), (1, text)]]
+    with pytest.raises(DataError, match=re.escape(f"sample 21: the text {text!r} has no word")):
+        collate([sample(20 + row, text="a walk", hard_text=captions) for row, captions in enumerate(told)])
+
+
+def test_unknown_words_are_words(words):
+    batch = Collate(words, 16, "batch", 496)([sample(20, text="x"), sample(21, text="\U0001f44d")])
+    assert batch["text"]["attention_mask"].sum(1).tolist() == [3, 3]
 
 
 def test_numbers_become_one_row_each_and_no_hard_caption_no_role():

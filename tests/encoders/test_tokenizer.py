@@ -116,3 +116,10 @@ def test_a_tokenizer_without_padding_pads_with_its_end_token_on_the_right():
     assert tokens["attention_mask"].tolist() == [[1, 1], [1, 0]]
     with pytest.raises(ConfigError, match="neither a padding nor an end token"):
         TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend), 8)
+
+
+@pytest.mark.parametrize("length", [0, 1, 2])
+def test_a_length_that_leaves_no_room_for_a_word_is_a_config_error_that_says_the_least(length):
+    with pytest.raises(ConfigError, match=rf"encoder.text.max_length={length}: 2 tokens frame each text; write 3 or more"):
+        scratch_tokenizer(TEXTS, 120, length)
+    assert scratch_tokenizer(TEXTS, 120, 3)(["a man walks"])["attention_mask"].sum().item() == 3

@@ -187,6 +187,18 @@ def test_float64_stays_and_half_precision_is_raised(loss):
     )
 
 
+@pytest.mark.parametrize("directions", ["both", "query"])
+@pytest.mark.parametrize("form", ["out", "in"])
+def test_columns_beyond_the_own_pairs_count_in_the_row_direction_only_and_need_no_positive(form, directions):
+    scores = torch.tanh(features(3, 4, 7))
+    keys, target_keys = torch.tensor([0, 1, 1, 2]), torch.tensor([0, 1, 1, 2, 8, 0, 9])
+    positives = keys[:, None] == target_keys
+    there = slow_direction(scores.tolist(), positives.tolist(), 1 / 0.07, form)
+    back = slow_direction(scores[:, :4].T.tolist(), positives[:, :4].T.tolist(), 1 / 0.07, form)
+    found = clip(form, directions).from_row_block(scores, positives)["loss_clip"].item()
+    assert found == pytest.approx((there + back) / 2 if directions == "both" else there, rel=1e-9)
+
+
 def test_the_scale_starts_at_one_over_temperature_and_is_clamped_to_1_100(loss):
     for start, end in ((-3.0, 1.0), (9.0, 100.0), (math.log(20.0), 20.0)):
         loss.logit_scale.data.fill_(start)

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # similarity_toys and slow, for 
 from similarity_toys import DIM  # noqa: E402
 
 NAMES = ("global", "local", "attention", "temporal", "combined")
+VARIANTS = {"soft_dtw": ("temporal", {"method": "soft_dtw"})}
 
 
 @pytest.fixture(scope="session")
@@ -26,13 +27,14 @@ def build() -> Callable[..., torch.nn.Module]:
     nodes = {name: check(composed(f"similarity={name}"))["similarity"] for name in NAMES}
 
     def build(name: str, **changes: Any) -> torch.nn.Module:
-        node = OmegaConf.merge(nodes[name], {"dim": DIM}, changes)
+        name, variant = VARIANTS.get(name, (name, {}))
+        node = OmegaConf.merge(nodes[name], {"dim": DIM}, variant, changes)
         return instantiate(OmegaConf.to_container(node), "similarity")
 
     return build
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=[*NAMES, *VARIANTS])
 def name(request: pytest.FixtureRequest) -> str:
     """Each head in turn."""
     return request.param

@@ -19,3 +19,9 @@ def ragged(lengths: list[int], seed: int, width: int | None = None, dim: int = D
 def blocks(length: int, parts: int, dim: int = DIM) -> torch.Tensor:
     """length tokens in parts of equal size, each part its own axis: [length, dim]."""
     return torch.eye(dim)[torch.arange(length) * parts // length]
+
+
+def one(encoding: Encoding, row: int) -> Encoding:
+    """A row alone, without its pads."""
+    length = int(encoding.mask[row].sum())
+    return Encoding(encoding.features[row : row + 1], encoding.sequence[row : row + 1, :length], encoding.mask[row : row + 1, :length])

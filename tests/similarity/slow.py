@@ -96,4 +96,5 @@ PAIRS = {
     "attention": attention_pair,
     "temporal": temporal_pair,
     "combined": combined_pair,
+    "soft_dtw": soft_dtw_pair,
 }
