@@ -228,7 +228,8 @@ def _classes(path: Path) -> ClassTable | None:
     if not path.exists():
         return None
     stored = json.loads(path.read_text(encoding="utf-8"))
-    return ClassTable(tuple(stored["names"]), tuple(tuple(texts) for texts in stored["texts"]), tuple(stored["counts"]))
+    texts = tuple(tuple(texts) for texts in stored["texts"])
+    return ClassTable(tuple(stored["names"]), texts, tuple(stored["counts"]), stored.get("ordered", False))
 
 
 def _local(config: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def evaluate_other(cfg: Config, folder: Path, split: str | None, trust: Sequence
     _warn_of_known(dataset, wanted, info)
     models = _models(folder)
     rows = mean_rows([_rows(cfg, path, dataset, wanted, trust) for path in models], names)
-    found = figures(rows, names)
+    found = figures(rows, names, dataset.classes.ordered and cfg["dataset"].get("class_order") is not None)
     content = {name: value for name, value in found["metrics"].items() if value is not None}
     content |= {f"group_{name}": value for name, value in found["group_metrics"].items() if value is not None}
     by = f"mean probability of {len(models)} models" if len(models) > 1 else "one model"

@@ -23,6 +23,7 @@ def final_fold(folds: Sequence[Fold]) -> Fold:
 def final_session(session: Session, folds: Sequence[Fold]) -> Session:
     """The session with the median of the folds' best epochs as length (half an epoch is a whole one), and nothing that ends it earlier.
 
+    Under cv.selection=last a fold's reported epoch is its last: the model on all rows is trained as long as the folds were.
     The schedule of the learning rate ends with it, as it does in the folds.
     """
     best = [read_json(fold.folder(session.folder) / "metrics.json")["best_epoch"] for fold in folds]

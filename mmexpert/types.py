@@ -38,11 +38,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class ClassTable:
-    """The classes of a data set: names in label order, the texts of each, rows of each in the training part."""
+    """The classes of a data set: names in label order, the texts of each, rows of each in the training part.
+
+    ordered: somebody has given the order (dataset.class_order), so that a miss by two classes is worse than by one.
+    """
 
     names: tuple[str, ...]
     texts: tuple[tuple[str, ...], ...]
     counts: tuple[int, ...]
+    ordered: bool = False
 
 
 @dataclass(frozen=True)

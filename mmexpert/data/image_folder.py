@@ -79,7 +79,7 @@ class ImageFolder(RecordDataset):
         records = [self._record(row, names, prompts) for row in rows]
         check_groups("image_folder", [record for record in records if record.split])
         training = [record.label for record in records if record.split in ("train", "")]
-        classes = ClassTable(names, prompts, tuple(training.count(k) for k in range(len(names))))
+        classes = ClassTable(names, prompts, tuple(training.count(k) for k in range(len(names))), self.class_order is not None)
         super().__init__("image_folder", records, self.positives, classes)
         faults.hand_over(self)
         self._warn(names)

@@ -26,7 +26,10 @@ def without_small(dataset: RecordDataset, settings: CvSettings) -> RecordDataset
 
 
 def merge_classes(dataset: RecordDataset, names: Sequence[str]) -> RecordDataset:
-    """The data set with the named classes as one class `other`, the last; a class of that name takes them up. It keeps all their texts."""
+    """The data set with the named classes as one class `other`, the last; a class of that name takes them up. It keeps all their texts.
+
+    The classes have no order any more: `other` has no place in it.
+    """
     if not names or dataset.classes is None:
         return dataset
     old = dataset.classes

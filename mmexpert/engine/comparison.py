@@ -10,10 +10,10 @@ import numpy as np
 from mmexpert.engine.folds_file import FILE
 from mmexpert.engine.oof import FoldRows, labels_of, probabilities_of, read_rows
 from mmexpert.engine.progress import mode_of
-from mmexpert.engine.row_scores import SEED, row_score
+from mmexpert.engine.row_scores import drawn_means
 from mmexpert.engine.summary import read_done, read_json
 from mmexpert.metrics.classification import group_rows
-from mmexpert.metrics.statistics import bootstrap_p, corrected_interval, corrected_p, group_draws, holm, mcnemar
+from mmexpert.metrics.statistics import bootstrap_p, corrected_interval, corrected_p, holm, mcnemar
 from mmexpert.types import ConfigError, RunFolderError
 
 _LEVEL = 0.05  # of the verdict, on Holm's p
@@ -173,11 +173,11 @@ def _in_order(fold: FoldRows, like: FoldRows) -> FoldRows:
 def _draws(folds: Sequence[list[FoldRows]], key: str, classes: Sequence[str], metrics: dict[str, Any]) -> np.ndarray | None:
     """Drawn differences; None where the rows do not decide the metric. A draw without a value (no negative left) is left out."""
     k = metrics.get("protocol", {}).get("test", {}).get("k", ())
-    scores = [row_score(key.removeprefix("test/"), rows, classes, k) for rows in folds] if key.startswith("test/") else [None]
-    if None in scores:
+    name = key.removeprefix("test/")
+    mine, theirs = (drawn_means(rows, classes, k, (name,)).get(name) if key.startswith("test/") else None for rows in folds)
+    if mine is None or theirs is None:
         return None
-    (mine, strata), (theirs, _) = scores
-    draws = group_draws(strata, lambda number, rows: theirs(number, rows) - mine(number, rows), SEED)
+    draws = theirs - mine  # the same groups are drawn of both
     draws = draws[~np.isnan(draws)]
     return draws if len(draws) else None
 

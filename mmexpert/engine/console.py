@@ -21,6 +21,7 @@ _CLASS_METRICS = (
     "balanced_acc",
     "macro_f1",
     "map",
+    "quadratic_kappa",
     "group_acc",
     "probe_acc",
     "probe_balanced_acc",

@@ -29,9 +29,10 @@ def external_summary(
     if not info["external"] or not paths or not all(path.exists() for path in paths):
         return found
     if names:
+        ordered = any(key.endswith("/quadratic_kappa") for one in metrics for key in one)
         rows = mean_rows([_read(path, info["external"]) for path in paths], names)
         write_atomic(folder / FILE, rows_text(rows))
-        return found | {"models": len(paths), "by": "mean probability of the fold models"} | figures(rows, names)
+        return found | {"models": len(paths), "by": "mean probability of the fold models"} | figures(rows, names, ordered)
     keys = [key for key in metrics[0] if key.startswith("external/") and all(isinstance(one.get(key), (int, float)) for one in metrics)]
     means = {key.removeprefix("external/"): float(np.mean([one[key] for one in metrics])) for key in keys}
     chance = metrics[0].get("protocol", {}).get("external", {}).get("chance", {})
@@ -50,18 +51,22 @@ def mean_rows(models: Sequence[Sequence[Row]], names: Sequence[str]) -> list[Row
     ]
 
 
-def figures(rows: Sequence[Row], names: Sequence[str]) -> dict[str, Any]:
-    """metrics and group_metrics (one vote a group) of rows of predictions, with bootstrap intervals over groups and chance lines."""
+def figures(rows: Sequence[Row], names: Sequence[str], ordered: bool) -> dict[str, Any]:
+    """metrics and group_metrics (one vote a group) of rows of predictions, with bootstrap intervals over groups and chance lines, in
+    both of which `group_` stands before a vote's. ordered: as ClassTable has it."""
     fold = FoldRows(0, 1, list(rows), (0, len(rows)))
     labels, chances = labels_of(fold, names), probabilities_of(fold, names)
     means, truth, mixed = group_rows(chances, labels, [row["group"] for row in fold.rows])
+    voted = {f"group_{name}": value for name, value in chance_lines(truth, len(names), ordered).items()} if len(truth) else {}
+    scores, votes = classification_metrics(chances, labels, ordered), classification_metrics(means, truth, ordered) if len(truth) else {}
+    known = {*scores, *(f"group_{name}" for name in votes)}
     return {
         "groups": len({row["group"] for row in fold.rows}),
         "groups_with_two_labels": mixed,
-        "metrics": classification_metrics(chances, labels),
-        "group_metrics": classification_metrics(means, truth) if len(truth) else {},
-        "ci95_bootstrap": bootstrap_intervals([fold], names, ()),
-        "chance": chance_lines(labels, len(names)),
+        "metrics": scores,
+        "group_metrics": votes,
+        "ci95_bootstrap": {name: bounds for name, bounds in bootstrap_intervals([fold], names, ()).items() if name in known},
+        "chance": chance_lines(labels, len(names), ordered) | voted,
     }
 
 

@@ -1,6 +1,7 @@
 """After the last epoch: the best weights, scored once on the parts that were kept apart, and the files that tell it."""
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Finished:
-    """What a fold ends with."""
+    """What a fold ends with: its figures, and the monitored value of the epoch whose weights gave them."""
 
     metrics: dict[str, Any]
     best_value: float | None
@@ -59,10 +60,11 @@ def write_results(
     origin: provenance of the numbers. chance_rows: as write_plots has it. seconds: of the whole run, over its resumes. stamped: from
     engine.stamps.
     """
-    best_epoch, best_value = progress.best_epoch or progress.epoch, progress.best_value
-    metrics = _metrics(progress, scored, best_epoch) | stamped
+    last = config["cv"]["selection"] == "last"
+    best_epoch, best_value = reported(progress, last)
+    metrics = _metrics(progress, scored, best_epoch) | {"best_value": best_value} | stamped
     protocol = {part: evaluation.protocol | origin for part, evaluation in scored.items()}
-    log.info("ended after epoch %d, %s", progress.epoch, _ending(progress, best_epoch))
+    log.info("ended after epoch %d, %s", progress.epoch, _ending(progress, last))
     write_metrics(folder, metrics, protocol)
     shown = scored.get("test") or next(iter(scored.values()), Evaluation({}))
     write_predictions(folder, shown.predictions, shown.tables)
@@ -85,7 +87,7 @@ def write_results(
         },
     )
     write_examples(folder, shown)
-    write_plots(folder, progress.history, shown.tables, shown.protocol, shown.metrics, best_epoch, chance_rows)
+    write_plots(folder, progress.history, shown.tables, shown.protocol, shown.metrics, progress.best_epoch or best_epoch, chance_rows)
     lines = [line for evaluation in scored.values() for line in ["", *result_table(evaluation.metrics, evaluation.protocol)]]
     lines += [f"WARNING: {sentence}" for sentence in told(stamped)]
     files = "report.html, metrics.json, model/, plots/, history.csv, checkpoints/" + (", predictions.csv" if shown.predictions else "")
@@ -96,18 +98,30 @@ def write_results(
     return Finished(metrics, best_value)
 
 
-def _metrics(progress: Progress, scored: dict[str, Evaluation], best_epoch: int) -> dict[str, Any]:
-    """The best epoch's validation figures, each part's own where it was scored again, and which epoch that was."""
-    metrics = {name: value for name, value in progress.history[best_epoch - 1].items() if name.startswith("valid/")}
+def reported(progress: Progress, last: bool) -> tuple[int, float | None]:
+    """(epoch whose weights are scored, first monitored value of that epoch): the best epoch's, or the last's (cv.selection=last)."""
+    if not last:
+        return progress.best_epoch or progress.epoch, progress.best_value
+    value = progress.history[-1].get(next(iter(progress.best), ""))
+    return progress.epoch, value if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _metrics(progress: Progress, scored: dict[str, Evaluation], epoch: int) -> dict[str, Any]:
+    """The reported epoch's validation figures, each part's own where it was scored again, and which epoch that was."""
+    metrics = {name: value for name, value in progress.history[epoch - 1].items() if name.startswith("valid/")}
     for part, evaluation in scored.items():
         metrics = {name: value for name, value in metrics.items() if not name.startswith(f"{part}/")}
         metrics |= {f"{part}/{name}": value for name, value in evaluation.metrics.items()}
-    return metrics | {"best_epoch": best_epoch, "best_value": progress.best_value, "monitor": next(iter(progress.best), None)}
+    return metrics | {"best_epoch": epoch, "monitor": next(iter(progress.best), None)}
 
 
-def _ending(progress: Progress, best_epoch: int) -> str:
+def _ending(progress: Progress, last: bool) -> str:
     """Why training has ended, and which epoch is kept."""
-    ended = "trained to its end" if progress.patience_left else "early stopping"
+    ended, (epoch, value) = "trained to its end" if progress.patience_left else "early stopping", reported(progress, last)
     if progress.best_value is None:
-        return f"{ended}; no validation, the last epoch is kept: {best_epoch}"
-    return f"{ended}; best epoch {best_epoch}: {next(iter(progress.best))} {progress.best_value:.4f}"
+        return f"{ended}; no validation, the last epoch is kept: {epoch}"
+    monitor = next(iter(progress.best))
+    if not last:
+        return f"{ended}; best epoch {epoch}: {monitor} {value:.4f}"
+    figure = "" if value is None else f", {monitor} {value:.4f}"
+    return f"{ended}; the last epoch is reported (cv.selection=last): {epoch}{figure}; best was epoch {progress.best_epoch}"

@@ -34,7 +34,7 @@ class Objective(nn.Module):
         super().__init__()
         if (similarity is None) != (sequence_loss is None):
             raise ConfigError("a similarity and its sequence_loss come together")
-        if model.head is not None and "loss_class" not in loss.term_weights:
+        if model.head is not None and not loss.term_weights.get("loss_class", 0) > 0:
             model.head.without_loss()
         self.model, self.loss, self.similarity, self.sequence_loss = model, loss, similarity, sequence_loss
         self.sequence_weight, self.sequence_ramp_epochs = sequence_weight, sequence_ramp_epochs

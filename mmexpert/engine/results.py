@@ -82,7 +82,8 @@ def provenance(config: dict[str, Any], weights: Path, data: str) -> dict[str, An
 
 
 def write_metrics(folder: Path, metrics: dict[str, Any], protocol: dict[str, Any]) -> None:
-    """metrics.json: flat valid/... of the best epoch, test/... of the best weights, best_epoch, best_value, protocol."""
+    """metrics.json: flat valid/... of the reported epoch (best_epoch: the best, under cv.selection=last the last), its monitored value
+    best_value, test/... of its weights, protocol."""
     write_atomic(folder / "metrics.json", strict_json(metrics | {"protocol": protocol}, indent=1))
 
 

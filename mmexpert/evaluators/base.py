@@ -1,12 +1,14 @@
 """What every evaluator needs: the encoded part, complete and in the order of its ids, on every rank."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mmexpert.evaluators.rows import gather_rows, on_cpu, rows_of
+from mmexpert.evaluators.step_terms import StepTerms
 from mmexpert.types import DataError, Encoding, Pair
 
 _OWN = ("id", "group", "repeat", "fold", "label", "predicted", "gallery")  # columns of predictions.csv and oof_predictions.csv
@@ -34,6 +36,7 @@ class Collected:
     class_logits: Tensor | None = None  # [n, K]
     label: Tensor | None = None  # [n]
     hard: dict[str, Tensor] | None = None  # id [h], kind [h], margin by score name [h]
+    terms: dict[str, float] | None = None  # of StepTerms, where the loss reads more of a batch than its labels
 
 
 def collect(objective: nn.Module, loaders: Any, accelerator: Any, part: str, view: str | None = None) -> Collected:
@@ -43,6 +46,7 @@ def collect(objective: nn.Module, loaders: Any, accelerator: Any, part: str, vie
     in fp32. Raises DataError where an id is missing.
     """
     rows: list[dict[str, Any]] = []
+    terms = StepTerms(objective.loss) if view is None and not set(objective.loss.needs) <= {"label"} else None
     for batch in loaders.part(part):
         if view is not None:
             role = objective.model.query
@@ -56,9 +60,12 @@ def collect(objective: nn.Module, loaders: Any, accelerator: Any, part: str, vie
             row |= {"label": batch.get("label"), "class_logits": pair.class_logits}
             if "hard_text" in batch and view is None:
                 row["hard"] = _hard_margins(objective, batch, pair.query, pair.target)
-        rows.append(_on_cpu(row))
+            if terms is not None:
+                terms.add(pair, batch)
+        rows.append(on_cpu(row))
     gathered = [row for rank in gather_rows(rows) for row in rank]
-    return _join(gathered, loaders.parts[part])
+    collected = _join(gathered, loaders.parts[part])
+    return collected if terms is None else replace(collected, terms=terms.means())
 
 
 def _hard_margins(objective: nn.Module, batch: dict[str, Any], query: Encoding, target: Encoding) -> dict[str, Tensor]:
@@ -75,26 +82,6 @@ def _hard_margins(objective: nn.Module, batch: dict[str, Any], query: Encoding, 
         weight = objective.sequence_weight
         found["fused"] = (found["pooled"] + weight * found["sequence"]) / (1 + weight)
     return found
-
-
-def _on_cpu(value: Any) -> Any:
-    if isinstance(value, Encoding):
-        sequence = None if value.sequence is None else value.sequence.float().cpu()
-        return Encoding(value.features.float().cpu(), sequence, None if value.mask is None else value.mask.cpu())
-    if isinstance(value, dict):
-        return {name: _on_cpu(inner) for name, inner in value.items()}
-    if isinstance(value, Tensor):
-        return value.float().cpu() if value.is_floating_point() else value.cpu()
-    return value
-
-
-def gather_rows(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The rows of every rank, by rank; on every rank."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [rows]
-    parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, rows)
-    return parts
 
 
 def _join(rows: list[dict[str, Any]], expected: Sequence[int]) -> Collected:
@@ -148,9 +135,10 @@ def _join_encodings(encodings: list[Encoding], order: Tensor) -> Encoding:
 
 
 def part_losses(objective: nn.Module, collected: Collected, block: int) -> dict[str, float]:
-    """Mean loss terms of a part over blocks of its gathered rows: the same for any number of processes, and in every epoch.
+    """Mean loss terms of a part, those that training has: the same for any number of processes, and in every epoch.
 
-    block: rows a block, as many as a training batch holds; the last one may be smaller, terms are weighted by rows.
+    Contrastive and sequence terms are means over blocks of the gathered rows, weighted by rows; block: as many as a training batch
+    holds, the last one may be smaller. Class and token terms, which look at one row each, are means over the part's rows.
     """
     shuffled = torch.randperm(len(collected.ids), generator=torch.Generator().manual_seed(0))  # ids are sorted by class: blocks must mix
     device = next(objective.parameters()).device
@@ -160,7 +148,11 @@ def part_losses(objective: nn.Module, collected: Collected, block: int) -> dict[
             terms = _block_losses(objective, collected, rows, device)
         for name, value in terms.items():
             sums[name] = sums.get(name, 0.0) + float(value) * len(rows)
-    return {name: total / len(shuffled) for name, total in sums.items()}
+    means = {name: total / len(shuffled) for name, total in sums.items()}
+    for name, value in (collected.terms or {}).items():
+        means[name] = value
+        means["loss_total"] += objective.loss.term_weights.get(name, 0.0) * value
+    return means
 
 
 def _block_losses(objective: nn.Module, collected: Collected, rows: Tensor, device: torch.device) -> dict[str, Tensor]:
@@ -169,11 +161,11 @@ def _block_losses(objective: nn.Module, collected: Collected, rows: Tensor, devi
     positives = (collected.keys[rows, None] == collected.keys[rows]).to(device)
     unit = torch.nn.functional.normalize
     terms = dict(objective.score_losses(unit(query.features, dim=1) @ unit(target.features, dim=1).T, positives))
-    if collected.class_logits is not None and collected.label is not None and set(objective.loss.needs) <= {"label"}:
+    if collected.terms is None and collected.class_logits is not None and collected.label is not None:
         pair = Pair(query, target, collected.class_logits[rows].to(device))
         for name, value in objective.loss.class_loss(pair, {"label": collected.label[rows].to(device)}).items():
             terms[name] = value
-            terms["loss_total"] = terms["loss_total"] + objective.loss.term_weights[name] * value
+            terms["loss_total"] = terms["loss_total"] + objective.loss.term_weights.get(name, 0.0) * value
     if objective.similarity is not None:
         terms["loss_seq"] = objective.sequence_loss.from_scores(objective.similarity(query, target), positives)["loss_clip"]
         terms["loss_total"] = terms["loss_total"] + objective.ramp * objective.sequence_weight * terms["loss_seq"]
@@ -184,9 +176,3 @@ def further_columns(dataset: Any, record: Any) -> dict[str, Any]:
     """What else a data set knows of a record, for its row of predictions; a name that the row needs itself gets `meta_` before it."""
     named = dataset.record_columns(record).items()
     return {f"meta_{name}" if name in _OWN or name.startswith(("p_", "rank_")) else name: value for name, value in named}
-
-
-def rows_of(encoding: Encoding, rows: Tensor, device: torch.device) -> Encoding:
-    """Some rows of an encoding, on a device."""
-    parts = (encoding.features, encoding.sequence, encoding.mask)
-    return Encoding(*(None if x is None else x[rows].to(device) for x in parts))

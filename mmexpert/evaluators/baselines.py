@@ -10,7 +10,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
-from mmexpert.evaluators.base import Collected, gather_rows
+from mmexpert.evaluators.base import Collected
+from mmexpert.evaluators.rows import gather_rows
 from mmexpert.types import ConfigError
 
 _SIDE = 32  # cells a side

@@ -56,8 +56,10 @@ class ClassificationEvaluator:
         probabilities, by = self._probabilities(objective, collected, texts, loaders)
         records = [dataset.records[i] for i in collected.ids.tolist()]
         groups = [record.group for record in records]
-        metrics: dict[str, Any] = dict(classification_metrics(probabilities, labels))
-        metrics |= self._grouped(probabilities, labels, groups, part)
+        ordered = dataset.classes.ordered
+        metrics: dict[str, Any] = dict(classification_metrics(probabilities, labels, ordered))
+        voted, chance = self._grouped(probabilities, labels, groups, part, ordered)
+        metrics |= voted
         if texts is not None:
             name = f"{objective.model.target}_to_{objective.model.query}"
             metrics |= {f"{name}_p{k}": precision_at(texts.numpy(), labels, k) for k in (5, 10)}
@@ -76,8 +78,8 @@ class ClassificationEvaluator:
             "groups": len(set(groups)),
             "groups_with_two_labels": group_rows(probabilities, labels, groups)[2],
             "n_classes_used": metrics["n_classes_used"],
-            "chance": chance_lines(labels, len(names)),
-            "uncalibrated": collected.class_logits is None or "loss_class" not in objective.loss.term_weights,
+            "chance": chance_lines(labels, len(names), ordered) | chance,
+            "uncalibrated": collected.class_logits is None or not objective.loss.term_weights.get("loss_class", 0) > 0,
         }
         known = {name: value for name, value in metrics.items() if value is not None}
         tables = _tables(probabilities, labels, names)
@@ -102,18 +104,22 @@ class ClassificationEvaluator:
             logits = logits + shares.clamp(min=1e-12).log()
         return torch.softmax(logits, 1).numpy(), by
 
-    def _grouped(self, probabilities: np.ndarray, labels: np.ndarray, groups: Sequence[str], part: str) -> dict[str, Any]:
-        """Interval of acc over groups, and the metrics of one vote a group (group_...)."""
+    def _grouped(
+        self, probabilities: np.ndarray, labels: np.ndarray, groups: Sequence[str], part: str, ordered: bool
+    ) -> tuple[dict[str, Any], dict[str, float]]:
+        """Interval of acc over groups and the metrics of one vote a group (group_...); and the chance lines of these."""
         hit = (probabilities.argmax(1) == labels).astype(float)
         low, high = group_bootstrap([(groups, labels)], lambda _, rows: float(hit[rows].mean()), self.seed)
         means, truth, mixed = group_rows(probabilities, labels, groups)
         if mixed and part not in self._mixed_told:
             self._mixed_told.add(part)
             log.warning("%s part: %d groups hold two labels and are left out of group_...", part, mixed)
-        votes = classification_metrics(means, truth) if len(truth) else {}
+        votes = classification_metrics(means, truth, ordered) if len(truth) else {}
+        chance = chance_lines(truth, probabilities.shape[1], ordered) if len(truth) else {}
         # one group a class leaves nothing to draw: no width would read as certainty
         interval = {"acc_lo": low, "acc_hi": high} if low < high else {}
-        return interval | {f"group_{name}": value for name, value in votes.items()}
+        voted = interval | {f"group_{name}": value for name, value in votes.items()}
+        return voted, {f"group_{name}": value for name, value in chance.items()}
 
 
 def text_scores(objective: nn.Module, collected: Collected, accelerator: Any) -> Tensor | None:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmexpert.evaluators.base import Collected, Evaluation, gather_rows, part_losses
+from mmexpert.evaluators.base import Collected, Evaluation, part_losses
 from mmexpert.evaluators.composed_files import composed_tables, ranks_rows
+from mmexpert.evaluators.rows import gather_rows
 from mmexpert.metrics.composed import (
     CIRR_K,
     COMBINE,

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmexpert.evaluators.base import Collected, Evaluation, collect, further_columns, part_losses, rows_of
+from mmexpert.evaluators.base import Collected, Evaluation, collect, further_columns, part_losses
 from mmexpert.evaluators.examples import retrieval_examples
 from mmexpert.evaluators.galleries import Gallery
+from mmexpert.evaluators.rows import rows_of
 from mmexpert.metrics.ranks import Ranking, norms, rank_scores, unit
 from mmexpert.metrics.retrieval import chance_recall, rank_both, ranked_metrics, retrieval_metrics, similarity_metrics
 from mmexpert.types import ConfigError

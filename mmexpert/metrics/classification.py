@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-_BINS = 15
-_SMALLEST = 1e-12  # of a probability under the logarithm
+BINS = 15
+SMALLEST = 1e-12  # of a probability under the logarithm
 
 
 def classification_metrics(probabilities: np.ndarray, labels: np.ndarray, ordered: bool = False) -> dict[str, float | None]:
@@ -43,20 +43,25 @@ def classification_metrics(probabilities: np.ndarray, labels: np.ndarray, ordere
         "macro_auroc": float(np.mean(known)) if known else None,
         "kappa": _kappa(counts),
         "mcc": _mcc(counts),
-        "nll": float(-np.log(np.maximum(own, _SMALLEST)).mean()),
+        "nll": float(-np.log(np.maximum(own, SMALLEST)).mean()),
         "brier": float(((probabilities - onehot) ** 2).sum(1).mean()),
-        "ece": _calibration(confidence, hit, np.linspace(0, 1, _BINS + 1)),
-        "ece_adaptive": _calibration(confidence, hit, np.quantile(confidence, np.linspace(0, 1, _BINS + 1))),
+        "ece": _calibration(confidence, hit, np.linspace(0, 1, BINS + 1)),
+        "ece_adaptive": _calibration(confidence, hit, np.quantile(confidence, np.linspace(0, 1, BINS + 1))),
         "n_classes_used": int(len(used)),
     }
 
 
-def chance_lines(labels: np.ndarray, classes: int) -> dict[str, float]:
-    """What guessing gives: acc the largest share, balanced_acc 1 / classes used, map of random orders, nll the entropy of the shares."""
+def chance_lines(labels: np.ndarray, classes: int, ordered: bool = False) -> dict[str, float]:
+    """What guessing gives: acc the largest share, balanced_acc 1 / classes used, map of random orders, nll the entropy of the shares.
+
+    map is not the 1 / K that is often named (cross-validation.md section 2 too): that is what it comes to for endless rows. A random
+    order of n rows with p of a class has a mean average precision above p / n, and beside 1 / K a model that has learnt nothing would
+    look better than chance in every small part. ordered: quadratic_kappa is there too.
+    """
     counts = np.bincount(labels, minlength=classes)
     counts = counts[counts > 0]
     shares = counts / len(labels)
-    return {
+    return ({"quadratic_kappa": 0.0} if ordered else {}) | {
         "acc": float(shares.max()),
         "balanced_acc": 1 / len(shares),
         "map": float(np.mean([chance_precision(int(n), len(labels)) for n in counts])),

@@ -56,6 +56,21 @@ def group_draws(folds: Sequence[tuple[Sequence[str], Sequence[int]]], metric: Ca
     return np.array(means)
 
 
+def group_counts(folds: Sequence[tuple[Sequence[str], Sequence[int]]], seed: int, draws: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Draws like those of group_draws as counts: per fold (int [draws, G] how often each group is drawn, int [n] group of each row)."""
+    rng, found = np.random.default_rng(seed), []
+    for groups, labels in folds:
+        strata, owner = _strata(groups, labels), np.zeros(len(labels), np.int64)
+        for number, rows in enumerate(rows for members in strata for rows in members):
+            owner[rows] = number
+        counts = []
+        for size in map(len, strata):
+            drawn = rng.integers(size, size=(draws, size)) + size * np.arange(draws)[:, None]  # a range of numbers for each draw
+            counts.append(np.bincount(drawn.ravel(), minlength=size * draws).reshape(draws, size))
+        found.append((np.concatenate(counts, axis=1), owner))
+    return found
+
+
 def corrected_p(differences: Sequence[float], test_to_train: float) -> float | None:
     """Two-sided p of the mean of J paired differences, t = mean / (s sqrt(1/J + rho)) with J - 1 degrees (Nadeau and Bengio 1999).
 

@@ -66,7 +66,10 @@ class Head(nn.Module):
     def without_loss(self) -> None:
         """Called where no class term trains the head. Raises ConfigError: a linear map would never learn."""
         name = type(self).__name__.removesuffix("Head").lower()
-        raise ConfigError(f"model/head={name} learns from a class term alone: choose loss=superclip, or model/head=text")
+        raise ConfigError(
+            f"model/head={name} learns from a class term alone: choose loss=superclip with loss.class_loss_weight above 0, or "
+            "model/head=text"
+        )
 
     def clamp_(self) -> None:
         """Nothing to clamp."""

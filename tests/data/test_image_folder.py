@@ -15,6 +15,7 @@ from mmexpert.data.loaders import Loaders, PlanSettings
 from mmexpert.data.radiographs import FilmTransform
 from mmexpert.data.sampling import EVALUATION
 from mmexpert.data.workers import WorkerSettings
+from mmexpert.engine.class_merge import merge_classes
 from mmexpert.types import ConfigError, DataError
 
 TEXTS = {"fixed": ["a well fixed stem", "no dark line around the stem"], "loose": "a loose stem with a dark line"}
@@ -90,7 +91,9 @@ def test_classes_are_sorted_by_code_point_unless_an_order_is_given(build, tmp_pa
         Image.fromarray(np.full((4, 4), 40 * k, np.uint8)).save(tmp_path / name / "x.png")
     assert build("image_folder", root=tmp_path, **TINY).classes.names == ("Z", "a", "b", "é")
     ordered = build("image_folder", root=tmp_path, class_order=["é", "a", "Z", "b"], **TINY)
-    assert ordered.classes.names == ("é", "a", "Z", "b")
+    assert ordered.classes.names == ("é", "a", "Z", "b") and ordered.classes.ordered
+    assert not build("image_folder", root=tmp_path, **TINY).classes.ordered
+    assert not merge_classes(ordered, ["Z"]).classes.ordered  # `other` has no place in the order
     assert [ordered.classes.names[r.label] for r in ordered.records] == [r.id[0] for r in ordered.records]
 
 

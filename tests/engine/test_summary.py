@@ -11,10 +11,13 @@ from fold_settings import group_settings
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
 from mmexpert.data.records import Record, RecordDataset
+from mmexpert.engine import row_scores
 from mmexpert.engine.files import csv_text
 from mmexpert.engine.folds_file import settle_folds
 from mmexpert.engine.status import Status, write_status
 from mmexpert.engine.summary import aggregate, summary_table
+from mmexpert.metrics.classification import classification_metrics, group_rows
+from mmexpert.metrics.statistics import group_counts
 from mmexpert.types import ClassTable, RunFolderError
 
 ACC = [0.8, 0.9, 0.7, 0.85, 0.95]
@@ -216,6 +219,47 @@ def test_the_bootstrap_over_groups_is_seeded_and_holds_the_mean_of_the_folds(tmp
     low, high = entry["ci95_bootstrap"]
     assert low < mean < high and high - low < 0.5
     assert aggregate(tmp_path)["metrics"]["test/acc"]["ci95_bootstrap"] == (low, high)
+
+
+def scored(folder, names):
+    """Five folds whose metrics are those of their rows and of their groups' votes, as the evaluator gives them."""
+    rows, draws = dataset(names, groups=60), np.random.default_rng(0)
+    config(folder)
+    for fold in settle_folds(folder, rows, group_settings()):
+        found = list(class_rows(fold, rows, names, draws))
+        labels = np.array([names.index(row["label"]) for row in found])
+        chances = np.array([[row[f"p_{name}"] for name in names] for row in found])
+        means, truth, _ = group_rows(chances, labels, [row["group"] for row in found])
+        metrics = {f"test/{name}": value for name, value in classification_metrics(chances, labels, ordered=True).items()}
+        metrics |= {f"test/group_{name}": value for name, value in classification_metrics(means, truth, ordered=True).items()}
+        chance = {name: 0.5 for name in ("acc", "group_acc", "group_map")}
+        write_fold(folder, fold.number, metrics | {"test/text_to_image_p5": 0.5}, found, protocol={"chance": chance})
+    return folder
+
+
+def test_every_metric_that_rows_decide_has_an_interval_over_groups_and_votes_have_theirs(tmp_path):
+    summary = aggregate(scored(tmp_path, ("up", "down", "left")))
+    without = {"test/n_classes_used", "test/group_n_classes_used", "test/text_to_image_p5"}  # the last: of scores that no row holds
+    everything = summary["metrics"] | summary["group_metrics"]
+    assert without < everything.keys() and len(everything) == 31
+    for name, entry in everything.items():
+        if name in without:
+            assert entry["ci95_bootstrap"] is None, name
+            continue
+        low, high = entry["ci95_bootstrap"]
+        inside = low - 0.02 <= entry["mean"] <= high + 0.02 or "ece" in name  # fewer distinct rows are worse calibrated
+        assert low < high and high - low < 1.5 and inside, (name, entry)
+    assert summary["group_metrics"]["test/group_map"]["chance"] == summary["group_metrics"]["test/group_acc"]["chance"] == 0.5
+    assert aggregate(tmp_path)["metrics"] == summary["metrics"]  # seeded
+
+
+def test_more_rows_than_some_seconds_allow_have_fewer_draws_and_nearly_the_same_interval(tmp_path, monkeypatch):
+    before = aggregate(scored(tmp_path, ("up", "down")))["metrics"]["test/map"]["ci95_bootstrap"]
+    monkeypatch.setattr(row_scores, "_CELLS", 1)
+    asked = []
+    monkeypatch.setattr(row_scores, "group_counts", lambda *given: asked.append(given[-1]) or group_counts(*given))
+    after = aggregate(tmp_path)["metrics"]["test/map"]["ci95_bootstrap"]
+    assert set(asked) == {200} and after == pytest.approx(before, abs=0.03)
 
 
 def test_a_model_that_is_always_right_has_bootstrap_bounds_of_one(tmp_path):

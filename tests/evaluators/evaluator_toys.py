@@ -75,7 +75,7 @@ class ToyLoaders:
 
     def batch(self, indices):
         at = torch.tensor(indices)
-        views = {name: x[at] for name, x in self.tables.items() if name not in ("text", "hard")}
+        views = {name: x[at] for name, x in self.tables.items() if name not in ("text", "hard", "tokens")}
         length = 2 + len(indices) % 2  # padded length differs between batches
         batch = {
             "radar": views | {"mask": torch.ones(len(at), length, dtype=torch.bool)},
@@ -84,6 +84,8 @@ class ToyLoaders:
             "id": at,
             "positive_key": self.keys[at],
         }
+        if "tokens" in self.tables:
+            batch["text"] |= {"input_ids": self.tables["tokens"][at], "attention_mask": torch.ones(len(at), self.tables["tokens"].shape[1])}
         if self.dataset.classes is not None:
             batch["label"] = torch.tensor([self.dataset.records[i].label for i in indices])
         flat = [(row, kind, features) for row, i in enumerate(indices) for kind, features in self.hard.get(i, ())]
@@ -97,9 +99,10 @@ class ToyLoaders:
 ACCELERATOR = SimpleNamespace(autocast=contextlib.nullcontext)
 
 
-def toy_objective(model, similarity=None, classes=False):
-    """Objective in evaluation mode; classes: with a class term."""
-    loss = SuperClipLoss(0.07, True, "out", "both", 0.5, 2.0, 0.0, 0.0) if classes else ClipLoss(0.07, True, "out", "both")
+def toy_objective(model, similarity=None, classes=False, loss=None):
+    """Objective in evaluation mode; classes: with a class term, unless a loss is given."""
+    usual = SuperClipLoss(0.07, True, "out", "both", 0.5, 2.0, 0.0, 0.0) if classes else ClipLoss(0.07, True, "out", "both")
+    loss = loss or usual
     sequence_loss = None if similarity is None else ClipLoss(0.5, True, "out", "both")
     return Objective(model, loss, similarity, sequence_loss, 0.5, 0).eval()
 

@@ -10,7 +10,11 @@ from torch.nn import functional as F
 from mmexpert.evaluators.base import collect, part_losses
 from mmexpert.evaluators.classification import ClassificationEvaluator
 from mmexpert.evaluators.retrieval import RetrievalEvaluator
-from mmexpert.types import DataError
+from mmexpert.evaluators.step_terms import StepTerms
+from mmexpert.losses.composite import CompositeLoss
+from mmexpert.losses.superclip import SuperClipLoss
+from mmexpert.losses.superclip_token import SuperClipTokenLoss, TokenTerm
+from mmexpert.types import DataError, TokenCorpus
 
 
 def similarity(query, target):
@@ -25,18 +29,36 @@ def seventeen(processes=1, rank=0, classes=False):
     hard = {i: [(0, table(50 + i, 3)), (1, table(80 + i, 3))] for i in (2, 5, 11)}
     keys = [i if i != 9 else 4 for i in range(20)]
     tables = {"range_time": table(0, 20, 3), "doppler_time": table(1, 20, 3), "text": table(2, 20, 3)}
+    tables["tokens"] = torch.tensor([[i % 4 + 2, i % 3] if i % 5 else [1, 1] for i in range(20)])  # every fifth has no known token
     named = classes_of(["a", "b", "c"]) if classes else None
     return ToyLoaders(records, tables, keys, 4, processes, rank, named, {} if classes else hard, train=(17, 18, 19))
 
 
+def token_losses():
+    """The two losses that read texts: superclip_token, and the class term beside the token term."""
+    counts = (0, 0, 5, 4, 3, 2)
+    torch.manual_seed(0)
+    token = SuperClipTokenLoss(0.07, True, 3, 1.5, "corpus", "seen", True)
+    parts = {"superclip": SuperClipLoss(0.07, True, "out", "both", 0.5, 2.0, 0.1, 1.0), "token": TokenTerm(3, 2.0, "none", "seen", True)}
+    losses = {"token": token, "composite": CompositeLoss({name: {"weight": 0.5, "loss": loss} for name, loss in parts.items()})}
+    for loss in losses.values():
+        loss.see_corpus(TokenCorpus(counts, 9, ()))
+    return losses
+
+
 def everything(processes=1, rank=0):
-    """Metrics of both evaluators over the same seventeen."""
+    """Metrics of both evaluators over the same seventeen, and the losses that read texts."""
     plain = RetrievalEvaluator([1, 5], "pessimistic", "auto", 8, 17, True, False)
     evaluation = plain(toy_objective(ToyModel(), similarity), seventeen(processes, rank), ACCELERATOR, "test")
     found = {f"retrieval/{name}": value for name, value in evaluation.metrics.items()}
     objective = toy_objective(ToyModel(table(7, 3, 3), head=True), classes=True)
     evaluation = ClassificationEvaluator(["test"], [], "train", 0)(objective, seventeen(processes, rank, True), ACCELERATOR, "test")
-    return found | {f"classes/{name}": value for name, value in evaluation.metrics.items()}
+    found |= {f"classes/{name}": value for name, value in evaluation.metrics.items()}
+    for kind, loss in token_losses().items():
+        objective = toy_objective(ToyModel(table(7, 3, 3), head=True), loss=loss)
+        losses = part_losses(objective, collect(objective, seventeen(processes, rank, True), ACCELERATOR, "test"), 5)
+        found |= {f"{kind}/{name}": value for name, value in losses.items()}
+    return found
 
 
 def worker(rank, processes, out):
@@ -49,11 +71,13 @@ def test_two_processes_give_exactly_the_metrics_and_losses_of_one(tmp_path):
     run_ranks(__file__, 2, tmp_path / "out")
     expected = everything()
     assert len(expected) > 100 and "classes/probe_acc" in expected and "retrieval/hard_side" in expected
+    assert {"token/loss_token", "composite/loss_token", "composite/loss_class"} <= expected.keys()
     for rank in range(2):
         there = torch.load(tmp_path / f"out.{rank}", weights_only=True)
         assert there.keys() == expected.keys()
         for name, value in expected.items():
-            assert there[name] == pytest.approx(value, rel=1e-5 if "loss_class" in name or "loss_total" in name else 0, abs=1e-12), name
+            loose = any(term in name for term in ("loss_class", "loss_token", "loss_total"))
+            assert there[name] == pytest.approx(value, rel=1e-5 if loose else 0, abs=1e-12), name
 
 
 def test_rows_come_back_by_id_with_their_features_keys_and_padded_sequences():
@@ -102,7 +126,7 @@ def test_a_hard_captions_margin_is_own_score_minus_its_score_by_every_score():
 
 def slow_losses(objective, loaders, block):
     """Blocks of shuffled rows, terms weighted by rows, from the tables."""
-    query, text = sum(x for name, x in loaders.tables.items() if name != "text")[:17], loaders.tables["text"][:17]
+    query, text = sum(x for name, x in loaders.tables.items() if name.endswith("_time"))[:17], loaders.tables["text"][:17]
     order = torch.randperm(17, generator=torch.Generator().manual_seed(0))
     total = 0.0
     for rows in order.split(block):
@@ -148,6 +172,35 @@ def test_the_objective_trains_on_the_very_terms_that_are_validated():
     validated = part_losses(objective, collect(objective, loaders, ACCELERATOR, "test"), 17)
     for name in ("loss_clip", "loss_seq", "loss_total", "loss_radar_to_text"):
         assert validated[name] == pytest.approx(float(trained[name].detach()), rel=1e-5), name
+
+
+@pytest.mark.parametrize("kind", ["token", "composite"])
+@pytest.mark.parametrize("batch", [4, 7, 17])
+def test_losses_that_read_texts_validate_every_term_of_training_over_the_whole_part(kind, batch):
+    """In training mode's terms of one batch of all rows: captions without a known token are dealt out unevenly to the batches."""
+    objective, loaders = toy_objective(ToyModel(table(7, 3, 3), head=True), loss=token_losses()[kind]), seventeen(classes=True)
+    loaders.placed = (17, 1, 0)
+    trained = {name: float(value.detach()) for name, value in objective(next(loaders.part("test")))[0].items()}
+    loaders.placed = (batch, 1, 0)
+    collected = collect(objective, loaders, ACCELERATOR, "test")
+    assert collected.query.sequence is None  # no token of a row is kept
+    validated = part_losses(objective, collected, 17)
+    terms = {name for name in trained if name.startswith("loss_") or name == "token_rows"}
+    assert {"loss_token", "loss_total", "loss_clip", "token_rows"} <= terms and ("loss_class" in terms) == (kind == "composite")
+    for name in terms:
+        assert validated[name] == pytest.approx(trained[name], rel=1e-5, abs=1e-6), name
+    assert validated["token_rows"] == 13
+
+
+def test_a_token_term_is_asked_for_as_often_as_rows_stand_for_it_and_repeats_are_left_out():
+    objective = toy_objective(ToyModel(table(7, 3, 3), head=True), loss=token_losses()["token"])
+    loaders, terms = seventeen(), StepTerms(objective.loss)
+    for indices in ([0, 1, 2, 3], [3, 3, 4], [1, 0]):
+        batch = loaders.batch(indices)
+        terms.add(objective.model(batch), batch)
+    batch = loaders.batch([0, 1, 2, 3, 4])
+    once = objective.loss.class_loss(objective.model(batch), batch)
+    assert terms.means() == {"loss_token": pytest.approx(float(once["loss_token"].detach()), rel=1e-6), "token_rows": 4}
 
 
 @pytest.mark.parametrize("part", ["test", "train"])

@@ -1,16 +1,21 @@
 """The classification evaluator: where probabilities come from, votes, probe, prior, rows of files."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from evaluator_toys import ACCELERATOR, ToyLoaders, ToyModel, ToyRecord, classes_of, plain_records, table, toy_objective
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import cohen_kappa_score
 from sklearn.preprocessing import StandardScaler
 
+from mmexpert.engine.objective import Objective
 from mmexpert.evaluators.classification import ClassificationEvaluator
-from mmexpert.types import ConfigError, NonFiniteError
+from mmexpert.losses.superclip import SuperClipLoss
+from mmexpert.models.heads import BothHead, LinearHead, TextHead
+from mmexpert.types import ClassTable, ConfigError, NonFiniteError
 
 NAMES = ["walk", "jump", "box"]
 
@@ -65,11 +70,53 @@ def test_head_and_texts_alone_predict_alike_and_say_which_they_are_and_that_text
     assert evaluated(clear(labels), labels, head=False).predictions[0]["p_walk"] == pytest.approx(float(expected[0]), rel=1e-5)
 
 
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_a_class_term_of_weight_nought_is_none_for_heads_and_for_what_is_said_of_probabilities(weight):
+    model, labels = ToyModel(torch.eye(3), True), [0, 1, 2, 0]
+    objective = Objective(model, SuperClipLoss(0.07, True, "out", "both", 1.0, weight, 0.0, 0.0), None, None, 0.0, 0).eval()
+    told = ClassificationEvaluator([], [], "as_trained", 0)(objective, loaders(clear(labels), labels), ACCELERATOR, "test").protocol
+    assert told["uncalibrated"] is (weight == 0)
+    classes = ClassTable(tuple(NAMES), ((), (), ()), (1, 1, 1))
+    for head in (LinearHead(3, 0.0, classes), BothHead(3, 0.07, 0.0, classes)):
+        model.head = head
+        loss = SuperClipLoss(0.07, True, "out", "both", 1.0, weight, 0.0, 0.0)
+        if weight:
+            assert Objective(model, loss, None, None, 0.0, 0).model.head is head
+            continue
+        with pytest.raises(ConfigError, match="learns from a class term alone: choose loss=superclip with loss.class_loss_weight above 0"):
+            Objective(model, loss, None, None, 0.0, 0)
+    if not weight:
+        model.head = TextHead(0.07, 0.0, classes)
+        assert not Objective(model, loss, None, None, 0.0, 0).model.head.logit_scale.requires_grad
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_classes_in_an_order_have_a_quadratic_kappa_and_others_have_none(ordered):
+    labels = [0, 0, 1, 1, 2, 2, 2, 0]
+    groups = [f"g{i // 2}" for i in range(6)] + ["g7", "g8"]
+    mine = loaders(clear(labels, wrong=(0, 2, 5)), labels, groups)
+    mine.dataset.classes = replace(mine.dataset.classes, ordered=ordered)
+    judge = ClassificationEvaluator([], [], "as_trained", 0)
+    got = judge(toy_objective(ToyModel(torch.eye(3), True), classes=True), mine, ACCELERATOR, "test")
+    assert ("quadratic_kappa" in got.metrics) is ("group_quadratic_kappa" in got.metrics) is ordered
+    if ordered:
+        predicted = [NAMES.index(row["predicted"]) for row in got.predictions]
+        assert got.metrics["quadratic_kappa"] == pytest.approx(cohen_kappa_score(labels, predicted, weights="quadratic"))
+        assert got.protocol["chance"]["quadratic_kappa"] == got.protocol["chance"]["group_quadratic_kappa"] == 0
+
+
 def test_a_session_votes_by_mean_probability():
     labels = [0, 0, 0, 1, 1, 1, 2, 2, 2]
     groups = ["a"] * 3 + ["b"] * 3 + ["c"] * 3
     got = evaluated(clear(labels, wrong=(0, 3)), labels, groups=groups).metrics
     assert got["acc"] == pytest.approx(7 / 9) and got["group_acc"] == 1.0 and got["group_balanced_acc"] == 1.0
+
+
+def test_chance_of_votes_is_that_of_the_groups_not_of_the_rows():
+    labels, groups = [0, 0, 0, 0, 1, 2], ["a"] * 4 + ["b", "c"]
+    chance = evaluated(clear(labels), labels, groups=groups).protocol["chance"]
+    assert chance["acc"] == pytest.approx(4 / 6) and chance["group_acc"] == pytest.approx(1 / 3)
+    assert chance["group_balanced_acc"] == pytest.approx(1 / 3) and chance["group_kappa"] == 0 and chance["group_map"] > 1 / 3
 
 
 def test_a_session_of_two_labels_is_left_out_counted_and_warned_of_once(caplog):
