@@ -24,10 +24,10 @@ def loaders(query, labels, groups=None, train=(), **given):
     )
 
 
-def evaluated(query, labels, head=True, probe=(), prior="as_trained", prompts=None, **given):
+def evaluated(query, labels, head=True, probe=(), prior="as_trained", prompts=None, rank_by="auto", **given):
     prompts = torch.eye(3) if prompts is None else prompts
     objective = toy_objective(ToyModel(prompts, head), classes=head)
-    return ClassificationEvaluator(list(probe), [], prior, 0)(objective, loaders(query, labels, **given), ACCELERATOR, "test")
+    return ClassificationEvaluator(list(probe), [], prior, rank_by, 0)(objective, loaders(query, labels, **given), ACCELERATOR, "test")
 
 
 def clear(labels, wrong=()):
@@ -74,7 +74,7 @@ def test_a_session_votes_by_mean_probability():
 
 def test_a_session_of_two_labels_is_left_out_counted_and_warned_of_once(caplog):
     labels = [0, 1, 2, 2]
-    judge = ClassificationEvaluator([], [], "as_trained", 0)
+    judge = ClassificationEvaluator([], [], "as_trained", "auto", 0)
     objective = toy_objective(ToyModel(torch.eye(3), True), classes=True)
     with caplog.at_level(logging.WARNING, logger="mmexpert"):
         for _ in range(2):
@@ -139,13 +139,13 @@ def test_scores_that_are_not_finite_name_the_samples():
 
 
 def test_a_set_without_classes_and_a_model_without_scores_are_told_what_to_choose():
-    judge = ClassificationEvaluator([], [], "as_trained", 0)
+    judge = ClassificationEvaluator([], [], "as_trained", "auto", 0)
     plain = ToyLoaders(plain_records(4), {"range_time": torch.eye(4), "text": torch.eye(4)})
     with pytest.raises(ConfigError, match="toy has no classes; choose evaluator=retrieval"):
         judge(toy_objective(ToyModel()), plain, ACCELERATOR, "test")
     with pytest.raises(ConfigError, match="choose model/head=text"):
         judge(toy_objective(ToyModel()), loaders(clear([0, 1, 2]), [0, 1, 2]), ACCELERATOR, "test")
     with pytest.raises(ConfigError, match="evaluator.prior=flat: choose as_trained or train"):
-        ClassificationEvaluator([], [], "flat", 0)
+        ClassificationEvaluator([], [], "flat", "auto", 0)
     with pytest.raises(ConfigError, match="evaluator.nearest_neighbour: there is no part 'tests'"):
-        ClassificationEvaluator([], ["tests"], "as_trained", 0)
+        ClassificationEvaluator([], ["tests"], "as_trained", "auto", 0)
