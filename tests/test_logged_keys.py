@@ -5,7 +5,6 @@ change that users see: edit the list with it, and CHANGELOG.md.
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
