@@ -18,7 +18,7 @@ LISTS = ROOT / "logged_keys"
 PRESETS = sorted(path.stem for path in Path(CONF_DIR, "experiment").glob("*.yaml"))
 FAST = ("hip", "radar")
 VALUE_DECIDES = ("_lo", "_hi")  # bounds are left out where they have no width
-SMALL = ["trainer.max_steps=2", "trainer.log_every=1", "trainer.num_workers=0", "trainer.batch_size=8", "tracker=csv"]
+SMALL = ["trainer.max_steps=2", "trainer.device=cpu", "trainer.log_every=1", "trainer.num_workers=0", "trainer.batch_size=8", "tracker=csv"]
 CLIPS = ["dataset.train=24", "dataset.valid=16", "dataset.test=16", "dataset.workers=1", "dataset.cache_dir=cache"]
 TEXT = ["model.projection_dim=16", "encoder.text.bert={width:16,layers:1,heads:2,feedforward:32,dropout:0.0}"]
 CONV = ["encoder.radar.width=16", *TEXT]
