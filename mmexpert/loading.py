@@ -112,8 +112,9 @@ class LoadedModel:
     def classify(self, inputs: Any, class_texts: dict[str, Sequence[str]] | None = None, batch_size: int = 64) -> Tensor:
         """Probabilities fp32 [N, K] of the query inputs; columns are class_names, or the keys of class_texts (zero-shot).
 
-        As the run's predictions.csv: by the model's own head, else by cosines with the class texts. Raises TypeError for a model without
-        classes, and for class_texts beside a linear head, which knows its own classes alone.
+        As the run's predictions.csv under evaluator.rank_by=pooled: by the model's own head, else by cosines with the class texts; no
+        similarity takes part. Raises TypeError for a model without classes, and for class_texts beside a linear head, which knows its
+        own classes alone.
         """
         head, by_class = getattr(self.model, "head", None), self._class_texts(class_texts)
         if class_texts is not None and not _reads_texts(head):

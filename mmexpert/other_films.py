@@ -58,6 +58,7 @@ def evaluate_other(cfg: Config, folder: Path, split: str | None, trust: Sequence
     content = {name: value for name, value in found["metrics"].items() if value is not None}
     content |= {f"group_{name}": value for name, value in found["group_metrics"].items() if value is not None}
     by = f"mean probability of {len(models)} models" if len(models) > 1 else "one model"
+    by += ", pooled scores" if cfg.get("similarity") else ""  # the run's own figures may be by fused ones
     counts = {"rows": len(rows), "groups": found["groups"], "n_classes_used": content["n_classes_used"]}
     protocol = {"part": "other", "dataset": dataset.name, "by": by, "models": [path.name for path in models], "split": split} | counts
     protocol["rows_fingerprint"] = rows_there
@@ -81,6 +82,8 @@ def _check(cfg: Config, dataset: RecordDataset, names: Sequence[str]) -> None:
         raise DataError(f"the other data has the classes {found}, the run was trained on {', '.join(names)}: they must be the same")
     if cfg["evaluator"].get("prior") == "train":
         raise ConfigError("evaluator.prior=train needs the run's own training part: set evaluator.prior=as_trained for other data")
+    if (rank_by := cfg["evaluator"].get("rank_by")) in ("sequence", "fused"):
+        raise ConfigError(f"evaluator.rank_by={rank_by}: other data is scored by pooled scores alone: set evaluator.rank_by=pooled")
 
 
 def _warn_of_known(dataset: RecordDataset, wanted: Sequence[int], info: dict[str, Any]) -> None:

@@ -72,6 +72,22 @@ def test_folds_by_session_end_in_a_summary_with_interval_and_every_row_predicted
     assert all((run / f"fold_{k}" / "metrics.json").exists() and (run / f"fold_{k}" / "confusion.csv").exists() for k in (1, 2, 3))
 
 
+def test_with_a_similarity_prompts_are_compared_by_fused_scores_and_evaluate_takes_another_score(radhar_root, tmp_path):
+    ended = train(
+        tmp_path, f"dataset.root={radhar_root}", "cv.n_splits=2", "cv.fold=1", "similarity=local", "name=local", "trainer.epochs=1"
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    (run,) = (tmp_path / "outputs/local").glob("*/fold_1")
+    stored = json.loads((run / "metrics.json").read_text())
+    assert stored["protocol"]["test"]["by"] == "text prompts, fused scores" and "by text prompts, fused scores" in ended.stdout
+    again = warm_run("mmexpert.evaluate", [f"run={run}", "evaluator.rank_by=pooled"], tmp_path)
+    assert again.returncode == 0, again.stderr[-3000:]
+    (file,) = run.glob("evaluate/*/metrics.json")
+    pooled = json.loads(file.read_text())
+    assert pooled["protocol"]["by"] == "text prompts" and pooled["acc"] == stored["test/pooled_acc"]
+    assert pooled["fused_acc"] == stored["test/acc"] and pooled["sequence_acc"] == stored["test/sequence_acc"]
+
+
 @pytest.mark.slow  # tests/test_cv_runs.py has folds in another order
 def test_one_fold_alone_equals_that_fold_of_the_whole_and_finished_folds_are_not_run_again(radhar_root, tmp_path):
     command = [f"dataset.root={radhar_root}", "cv.n_splits=3", "cv.inner_val=0.3", "name=some", "trainer.epochs=1"]

@@ -34,6 +34,8 @@ class Objective(nn.Module):
         super().__init__()
         if (similarity is None) != (sequence_loss is None):
             raise ConfigError("a similarity and its sequence_loss come together")
+        if similarity is not None and not getattr(model, "gives_tokens", True):
+            raise ConfigError("a similarity compares token sequences, and a composed query is one vector: choose similarity=none")
         if model.head is not None and not loss.term_weights.get("loss_class", 0) > 0:
             model.head.without_loss()
         self.model, self.loss, self.similarity, self.sequence_loss = model, loss, similarity, sequence_loss

@@ -106,9 +106,13 @@ def _pair_map(gallery: Gallery, sides: list[tuple[Tensor, list[dict[str, Any]]]]
     }
 
 
-def class_examples(dataset: RecordDataset, ids: Sequence[int], probabilities: np.ndarray, texts: Tensor | None, direction: str) -> Examples:
-    """Twelve samples, evenly from the best told to the worst; means by class of the cosines with the class texts (texts [n, K]), or of
-    the probabilities [n, K] where there are none."""
+def class_examples(
+    dataset: RecordDataset, ids: Sequence[int], probabilities: np.ndarray, by_texts: tuple[Tensor | None, str], direction: str
+) -> Examples:
+    """Twelve samples, evenly from the best told to the worst; means by class of the scores with the class texts (by_texts: [n, K] and
+    the score's name), or of the probabilities [n, K] where there are none."""
+    texts, score = by_texts
+    measure = "cosine" if score == "pooled" else f"{score} score"
     names = dataset.classes.names
     labels = np.array([dataset.records[i].label for i in ids])
     own = probabilities[np.arange(len(labels)), labels]
@@ -122,7 +126,7 @@ def class_examples(dataset: RecordDataset, ids: Sequence[int], probabilities: np
         query = {"id": record.id, "picture": ids[place], "text": names[record.label]}
         rows.append({"direction": direction, "rank": int(rank[place]), "query": query, "results": results})
     scores, what = (
-        (probabilities, "probability of each class") if texts is None else (texts.double().numpy(), "cosine with each class text")
+        (probabilities, "probability of each class") if texts is None else (texts.double().numpy(), f"{measure} with each class text")
     )
     there = [k for k in range(len(names)) if (labels == k).any()]
     heat = {

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from mmexpert.evaluators.base import Collected, Evaluation, collect, further_columns, part_losses
 from mmexpert.evaluators.examples import retrieval_examples
 from mmexpert.evaluators.galleries import Gallery
-from mmexpert.evaluators.rows import rows_of
+from mmexpert.evaluators.scores import check_rank_by, fused, score_name, sequence_scores
 from mmexpert.metrics.ranks import Ranking, norms, rank_scores, unit
 from mmexpert.metrics.retrieval import chance_recall, rank_both, ranked_metrics, retrieval_metrics, similarity_metrics
 from mmexpert.types import ConfigError
 
 log = logging.getLogger(__name__)
-_SCORE_ROWS = 32  # query rows a block of the similarity
 
 
 class RetrievalEvaluator:
@@ -34,8 +33,7 @@ class RetrievalEvaluator:
         ablate_views: bool,
         allow_unanswerable: bool,
     ) -> None:
-        if rank_by not in ("auto", "pooled", "sequence", "fused"):
-            raise ConfigError(f"evaluator.rank_by={rank_by}: choose auto, pooled, sequence or fused")
+        check_rank_by(rank_by)
         if ties not in ("pessimistic", "optimistic", "mean"):
             raise ConfigError(f"evaluator.ties={ties}: choose pessimistic, optimistic or mean")
         if not k or min(k) < 1:
@@ -49,7 +47,7 @@ class RetrievalEvaluator:
 
     def __call__(self, objective: nn.Module, loaders: Any, accelerator: Any, part: str) -> Evaluation:
         """Encodes the part, ranks it and reports; objective is the unwrapped module in evaluation mode."""
-        chosen = self._score_name(objective)
+        chosen = score_name(self.rank_by, objective.similarity)
         collected = collect(objective, loaders, accelerator, part)
         roles = (objective.model.query, objective.model.target)
         for role, side in zip(roles, (collected.query, collected.target), strict=True):
@@ -74,13 +72,6 @@ class RetrievalEvaluator:
         tables["examples"] = partial(retrieval_examples, loaders.dataset, collected.ids.tolist(), gallery, rankings, scores, chosen)
         return Evaluation(metrics, protocol, tables, _predictions(collected, gallery, rankings, roles, loaders))
 
-    def _score_name(self, objective: nn.Module) -> str:
-        if objective.similarity is None:
-            if self.rank_by in ("sequence", "fused"):
-                raise ConfigError(f"evaluator.rank_by={self.rank_by} needs a similarity: choose similarity=..., or rank_by=pooled")
-            return "pooled"
-        return "fused" if self.rank_by == "auto" else self.rank_by
-
     def _warn_small(self, part: str, rows: int) -> None:
         if max(self.k) >= rows and part not in self._told:
             self._told.add(part)
@@ -93,18 +84,18 @@ class RetrievalEvaluator:
         """Metrics under every score: the chosen one's by plain names, recalls of the others with the score's name before theirs; ranks
         by the chosen one; its scores [Nq, n], None for cosines of pooled features."""
         found, rankings = pooled
-        sequence = sequence_scores(objective, collected, gallery.query_rows)
-        weight = objective.sequence_weight
-        fused = (unit(gallery.query, roles[0]) @ unit(gallery.target, roles[1]).T + weight * sequence) / (1 + weight)
+        sequence = sequence_scores(objective, collected.query, gallery.query_rows, collected.target)
+        cosines = unit(gallery.query, roles[0]) @ unit(gallery.target, roles[1]).T
+        both = fused(cosines, sequence, objective.sequence_weight)
         by_score = {"pooled": (dict(found), rankings)}
-        for name, scores in (("sequence", sequence), ("fused", fused)):
+        for name, scores in (("sequence", sequence), ("fused", both)):
             ranked = self._rank_matrix(scores, gallery, roles)
             by_score[name] = ranked_metrics(ranked, (len(gallery.target), len(gallery.query)), self.k), ranked
         found = found | by_score[chosen][0]
         for name, (metrics, _) in by_score.items():
             if name != chosen:
                 found |= {f"{name}_{key}": value for key, value in metrics.items() if "_R@" in key or key == "RSum"}
-        return found, by_score[chosen][1], {"pooled": None, "sequence": sequence, "fused": fused}[chosen]
+        return found, by_score[chosen][1], {"pooled": None, "sequence": sequence, "fused": both}[chosen]
 
     def _rank_matrix(self, scores: Tensor, gallery: Gallery, roles: tuple[str, str]) -> dict[str, Ranking]:
         rankings = {}
@@ -149,15 +140,6 @@ class RetrievalEvaluator:
             "directions": [forth, back],
             "chance": {f"{name}_R@{k}": chance_recall(*keys, k) for name, keys in sides.items() for k in self.k},
         }
-
-
-def sequence_scores(objective: nn.Module, collected: Collected, query_rows: Tensor) -> Tensor:
-    """Similarity scores [Nq, n] in blocks of query rows: only the scores are kept."""
-    device = next(objective.parameters()).device
-    everything = rows_of(collected.target, torch.arange(len(collected.ids)), device)
-    with torch.no_grad():
-        blocks = query_rows.split(_SCORE_ROWS)
-        return torch.cat([objective.similarity(rows_of(collected.query, rows, device), everything).float().cpu() for rows in blocks])
 
 
 def hard_metrics(collected: Collected, kinds: tuple[str, ...], chosen: str) -> dict[str, float]:

@@ -21,6 +21,7 @@ class Composed(nn.Module):
 
     query, target = "query", "target"  # names of the loss's directions
     head = None
+    gives_tokens = False  # a composed query is one vector: no sequence for a similarity
 
     def __init__(
         self,

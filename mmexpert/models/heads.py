@@ -49,6 +49,7 @@ class Head(nn.Module):
     """
 
     needs_class_texts = False
+    texts_alone = False  # logits are scores with the class texts at a scale, and nothing else
 
     def __init__(self, classes: ClassTable, prior_tau: float) -> None:
         super().__init__()
@@ -82,6 +83,7 @@ class TextHead(Head):
     """
 
     needs_class_texts = True
+    texts_alone = True
     kind = "text prompts"
 
     def __init__(self, temperature: float, prior_tau: float, classes: ClassTable) -> None:

@@ -1,4 +1,4 @@
-"""What a motion is called: sentences made from a description, hard captions with one attribute changed, and the way back.
+"""What a motion is called: sentences made from a description, and hard captions with one attribute changed.
 
 Travel is told in the radar's frame, limbs in the person's. Attributes that the kinematics do not show are left out.
 """

@@ -32,7 +32,7 @@ class ToyModel(nn.Module):
         self.weight = nn.Parameter(torch.ones(()))
         self.prompt_ids = None if prompts is None else torch.zeros(len(prompts), 1)
         self.prompts = prompts
-        self.head = SimpleNamespace(without_loss=lambda: None, kind="text prompts") if head else None
+        self.head = SimpleNamespace(without_loss=lambda: None, kind="text prompts", texts_alone=True) if head else None
         self.encoders = {}
 
     def forward(self, batch):

@@ -52,7 +52,7 @@ def everything(processes=1, rank=0):
     evaluation = plain(toy_objective(ToyModel(), similarity), seventeen(processes, rank), ACCELERATOR, "test")
     found = {f"retrieval/{name}": value for name, value in evaluation.metrics.items()}
     objective = toy_objective(ToyModel(table(7, 3, 3), head=True), classes=True)
-    evaluation = ClassificationEvaluator(["test"], [], "train", 0)(objective, seventeen(processes, rank, True), ACCELERATOR, "test")
+    evaluation = ClassificationEvaluator(["test"], [], "train", "auto", 0)(objective, seventeen(processes, rank, True), ACCELERATOR, "test")
     found |= {f"classes/{name}": value for name, value in evaluation.metrics.items()}
     for kind, loss in token_losses().items():
         objective = toy_objective(ToyModel(table(7, 3, 3), head=True), loss=loss)

@@ -29,10 +29,10 @@ def loaders(query, labels, groups=None, train=(), **given):
     )
 
 
-def evaluated(query, labels, head=True, probe=(), prior="as_trained", prompts=None, **given):
+def evaluated(query, labels, head=True, probe=(), prior="as_trained", prompts=None, rank_by="auto", **given):
     prompts = torch.eye(3) if prompts is None else prompts
     objective = toy_objective(ToyModel(prompts, head), classes=head)
-    return ClassificationEvaluator(list(probe), [], prior, 0)(objective, loaders(query, labels, **given), ACCELERATOR, "test")
+    return ClassificationEvaluator(list(probe), [], prior, rank_by, 0)(objective, loaders(query, labels, **given), ACCELERATOR, "test")
 
 
 def clear(labels, wrong=()):
@@ -74,7 +74,7 @@ def test_head_and_texts_alone_predict_alike_and_say_which_they_are_and_that_text
 def test_a_class_term_of_weight_nought_is_none_for_heads_and_for_what_is_said_of_probabilities(weight):
     model, labels = ToyModel(torch.eye(3), True), [0, 1, 2, 0]
     objective = Objective(model, SuperClipLoss(0.07, True, "out", "both", 1.0, weight, 0.0, 0.0), None, None, 0.0, 0).eval()
-    told = ClassificationEvaluator([], [], "as_trained", 0)(objective, loaders(clear(labels), labels), ACCELERATOR, "test").protocol
+    told = ClassificationEvaluator([], [], "as_trained", "auto", 0)(objective, loaders(clear(labels), labels), ACCELERATOR, "test").protocol
     assert told["uncalibrated"] is (weight == 0)
     classes = ClassTable(tuple(NAMES), ((), (), ()), (1, 1, 1))
     for head in (LinearHead(3, 0.0, classes), BothHead(3, 0.07, 0.0, classes)):
@@ -96,7 +96,7 @@ def test_classes_in_an_order_have_a_quadratic_kappa_and_others_have_none(ordered
     groups = [f"g{i // 2}" for i in range(6)] + ["g7", "g8"]
     mine = loaders(clear(labels, wrong=(0, 2, 5)), labels, groups)
     mine.dataset.classes = replace(mine.dataset.classes, ordered=ordered)
-    judge = ClassificationEvaluator([], [], "as_trained", 0)
+    judge = ClassificationEvaluator([], [], "as_trained", "auto", 0)
     got = judge(toy_objective(ToyModel(torch.eye(3), True), classes=True), mine, ACCELERATOR, "test")
     assert ("quadratic_kappa" in got.metrics) is ("group_quadratic_kappa" in got.metrics) is ordered
     if ordered:
@@ -121,7 +121,7 @@ def test_chance_of_votes_is_that_of_the_groups_not_of_the_rows():
 
 def test_a_session_of_two_labels_is_left_out_counted_and_warned_of_once(caplog):
     labels = [0, 1, 2, 2]
-    judge = ClassificationEvaluator([], [], "as_trained", 0)
+    judge = ClassificationEvaluator([], [], "as_trained", "auto", 0)
     objective = toy_objective(ToyModel(torch.eye(3), True), classes=True)
     with caplog.at_level(logging.WARNING, logger="mmexpert"):
         for _ in range(2):
@@ -186,13 +186,13 @@ def test_scores_that_are_not_finite_name_the_samples():
 
 
 def test_a_set_without_classes_and_a_model_without_scores_are_told_what_to_choose():
-    judge = ClassificationEvaluator([], [], "as_trained", 0)
+    judge = ClassificationEvaluator([], [], "as_trained", "auto", 0)
     plain = ToyLoaders(plain_records(4), {"range_time": torch.eye(4), "text": torch.eye(4)})
     with pytest.raises(ConfigError, match="toy has no classes; choose evaluator=retrieval"):
         judge(toy_objective(ToyModel()), plain, ACCELERATOR, "test")
     with pytest.raises(ConfigError, match="choose model/head=text"):
         judge(toy_objective(ToyModel()), loaders(clear([0, 1, 2]), [0, 1, 2]), ACCELERATOR, "test")
     with pytest.raises(ConfigError, match="evaluator.prior=flat: choose as_trained or train"):
-        ClassificationEvaluator([], [], "flat", 0)
+        ClassificationEvaluator([], [], "flat", "auto", 0)
     with pytest.raises(ConfigError, match="evaluator.nearest_neighbour: there is no part 'tests'"):
-        ClassificationEvaluator([], ["tests"], "as_trained", 0)
+        ClassificationEvaluator([], ["tests"], "as_trained", "auto", 0)

@@ -48,7 +48,7 @@ def of_retrieval():
 def of_classes():
     records = [ToyRecord(f"r{i:03d}", f"g{i // 2}", i // 2 % 3) for i in range(24)]
     loaders = ToyLoaders(records, {"range_time": table(0, 24, 3), "text": table(2, 24, 3)}, classes=classes_of("abc"), train=range(6))
-    judge = ClassificationEvaluator(["test"], [], "as_trained", 0)
+    judge = ClassificationEvaluator(["test"], [], "as_trained", "auto", 0)
     return judge(toy_objective(ToyModel(table(7, 3, 3), head=True), classes=True), loaders, ACCELERATOR, "test").metrics
 
 

@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from caption_grammar import read_caption
 
 from mmexpert.simulate.captions import FACING, HARD_KINDS, LATERAL, RADIAL, SPEED
 from mmexpert.simulate.kinematics import MOTIONS, Act
 from mmexpert.simulate.motion import MotionGenerator, Request
-from mmexpert.simulate.radar import Radar
+from mmexpert.simulate.radar import FRONT, Radar
 from mmexpert.simulate.skeleton import PARENTS
 
 GENERATOR = MotionGenerator(segments=[1, 2], n_captions=4)
@@ -63,15 +64,70 @@ def test_the_key_is_the_description_without_nuisance():
     assert json.loads(a.text_key)["segments"][0]["count"] == 2
 
 
-def test_every_hard_caption_differs_from_the_first_one_and_order_swaps_the_segments():
-    kinds = set()
+def test_every_caption_reads_back_as_what_was_asked_for_and_what_the_kinematics_show():
+    captions = 0
     for motion in MOTION_SET:
+        told = json.loads(motion.text_key)
+        expected = {"facing": told["facing"]} | {(i, name): x for i, segment in enumerate(told["segments"]) for name, x in segment.items()}
+        for caption in motion.captions:
+            assert read_caption(caption).values == expected, caption
+            captions += 1
+        assert motion.parameters["facing"] == told["facing"] and len(motion.parameters["acts"]) == len(told["segments"])
+        for act, segment in zip(motion.parameters["acts"], told["segments"], strict=True):
+            assert all(act[name] == segment[name] for name in ("motion", "speed", "limb", "count", "degrees")), motion.captions[0]
+            assert segment["way"] == (act["way"] if act["motion"] == "walk" else "")
+    assert captions == 4 * len(MOTION_SET)
+
+
+def test_a_clip_of_one_segment_reads_back_as_where_it_goes():
+    """The radar stands at the origin of the floor and looks to -z: x grows to its right."""
+    travelled = 0
+    for motion in MOTION_SET:
+        read = read_caption(motion.captions[0]).values
+        if len(motion.parameters["acts"]) > 1 or read[0, "motion"] not in ("walk", "run", "sidestep"):
+            continue
+        travelled += 1
+        pelvis = motion.joints[[0, -1], 0].astype(float)
+        away = np.diff(np.hypot(pelvis[:, 0] - FRONT.position[0], pelvis[:, 2] - FRONT.position[2]))[0]
+        right = pelvis[1, 0] - pelvis[0, 0]
+        if min(abs(abs(away) - 0.3), abs(abs(right) - 0.3)) > 0.01:  # m: told from 0.3 on
+            assert read[0, "radial"] == ("" if abs(away) < 0.3 else "away" if away > 0 else "toward")
+            assert read[0, "lateral"] == ("" if abs(right) < 0.3 else "right" if right > 0 else "left")
+    assert travelled > 5
+
+
+def test_every_hard_caption_differs_in_exactly_the_attribute_that_its_kind_names_and_in_no_other_word():
+    attribute = {"side": "limb", "lateral": "lateral", "speed": "speed", "count": "count"}
+    other = {"left": "right", "right": "left", "toward": "away", "away": "toward", "slow": "fast", "fast": "slow"}
+    seen = dict.fromkeys(HARD_KINDS, 0)
+    for motion in MOTION_SET:
+        told = read_caption(motion.captions[0])
         for kind, caption in motion.hard_captions:
-            kinds.add(kind)
-            assert kind in HARD_KINDS and caption != motion.captions[0]
+            seen[kind] += 1
+            hard = read_caption(caption)
             if kind == "order":
-                assert sorted(caption.replace(",", "").split()) == sorted(motion.captions[0].replace(",", "").split())
-    assert kinds == set(HARD_KINDS)
+                exchanged = {name: (1 - name[0], name[1]) if isinstance(name, tuple) else name for name in told.values | told.words}
+                assert hard.values == {exchanged[name]: value for name, value in told.values.items()} != told.values, caption
+                assert hard.words == {exchanged[name]: text for name, text in told.words.items()}, caption
+                continue
+            changed = [name for name in told.values if told.values[name] != hard.values[name]]
+            assert len(changed) == 1 and told.values.keys() == hard.values.keys(), caption
+            before, after = told.values[changed[0]], hard.values[changed[0]]
+            assert changed == ["facing"] if kind == "radial" else changed[0][1] == attribute[kind], caption
+            assert abs(before - after) == 1 if kind == "count" else other[before] == after, caption
+            assert all(told.words[name] == hard.words[name] for name in told.words if name != changed[0]), caption
+    assert min(seen.values()) > 5 and sum(seen.values()) > 300, seen
+
+
+@pytest.mark.parametrize("caption", [
+    "a person facing the radar walks with the left tail",
+    "someone turned to the radar makes two jump",
+    "a dog facing the radar jumps once",
+    "a person jumps once",
+])  # fmt: skip
+def test_the_reader_of_these_tests_refuses_what_it_does_not_understand(caption):
+    with pytest.raises(ValueError, match="no subject|no facing|readings|plural"):
+        read_caption(caption)
 
 
 def test_a_walk_is_called_toward_or_away_as_its_mean_doppler_says_and_left_or_right_as_it_drifts():
