@@ -36,6 +36,7 @@ from mmexpert.nested import nested_train
 from mmexpert.report import write_report
 from mmexpert.session import Session, load_initial, open_run, start_line
 from mmexpert.types import ConfigError, MmexpertError, RunFolderError, StorageError
+from mmexpert.vocabulary import settle_words
 
 log = logging.getLogger(__name__)
 Config = dict[str, Any]
@@ -171,10 +172,10 @@ def _train(
     seed = fold_seed(cfg["seed"], fold, session.cv.same_init)
     seed_all(seed)
     texts = dataset.training_texts(parts["train"])
-    tokenizer = build.build_tokenizer(cfg, dataset.vocabulary_texts(parts["train"]))
+    tokenizer, corpus = settle_words(cfg, folder, dataset.vocabulary_texts(parts["train"]), texts, ranks)
     classes = build.training_classes(dataset, parts["train"])
     model = build.build_model(cfg, classes, tokenizer, session.trust)
-    objective = build.build_objective(cfg, model, tokenizer.corpus(texts) if tokenizer else None, session.trust)
+    objective = build.build_objective(cfg, model, corpus, session.trust)
     if cfg["init_from"]:
         load_initial(objective, Path(cfg["init_from"]), cfg["init_strict"])
     seed_rank(seed, ranks.rank)
