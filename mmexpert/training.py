@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from mmexpert import build
+from mmexpert.command_line import said_beside
 from mmexpert.config import NOT_HASHED, instantiate
 from mmexpert.data.records import content_lines
 from mmexpert.engine.chance import chance_loss, contrastive_rows
 from mmexpert.engine.class_merge import without_small
-from mmexpert.engine.console import fold_log, set_up_logging
+from mmexpert.engine.console import fold_log, note_command, set_up_logging
 from mmexpert.engine.data_records import keep_records
 from mmexpert.engine.export import save_model, save_pth
 from mmexpert.engine.failures import translated
@@ -35,6 +36,7 @@ from mmexpert.fold_workers import check_workers
 from mmexpert.nested import nested_train
 from mmexpert.report import write_report
 from mmexpert.session import Session, load_initial, open_run, start_line
+from mmexpert.stopped_model import keep_best
 from mmexpert.types import ConfigError, MmexpertError, RunFolderError, StorageError
 from mmexpert.vocabulary import settle_words
 
@@ -98,7 +100,8 @@ def open_session(cfg: Config, folder: Path, overrides: list[str], trust: Sequenc
     digest = config_hash(cfg, NOT_HASHED)
     check_shared(folder, ranks)
     if ranks.rank == 0:
-        write_run_files(folder, cfg, overrides, digest, ranks.processes)
+        write_run_files(folder, cfg, overrides, digest, ranks.processes, said_beside(trust))
+        note_command(folder)
     dataset = on_first_rank(ranks, lambda: build.build_dataset(cfg, trust), share=False)
     if dataset is None:  # another rank: what had to be simulated is there by now
         dataset = build.build_dataset(cfg, trust)
@@ -130,7 +133,7 @@ def train_fold(session: Session, fold: Fold, count: int, accelerator: Any) -> fl
     own_log: AbstractContextManager[None] = nullcontext()
     if folder != session.folder and ranks.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        write_run_files(folder, cfg, session.overrides, session.hash, ranks.processes)
+        write_run_files(folder, cfg, session.overrides, session.hash, ranks.processes, said_beside(session.trust))
         write_class_table(folder, session.dataset)
         own_log = fold_log(folder)
     started = time.monotonic()
@@ -218,6 +221,9 @@ def _train(
         if (step := run.checkpoints.resumed_step) is not None:
             row = {"step": step, "versions": versions(), "processes": ranks.processes, "exact": run.checkpoints.exact}
             status.resumes.append(row)
+    except SystemExit:  # asked to stop: what is best so far can be used
+        keep_best(session, folder, objective, (tokenizer, classes), run.checkpoints, cache)
+        raise
     finally:
         loaders.close()
         run.tracker.finish()
@@ -240,5 +246,5 @@ def _write(
     stamped = stamps(session.dataset, session.cv.selection)
     finished = write_results(folder, session.cfg, progress, scored, origin, chance_rows, seconds, stamped)
     preparation = build.stored_preparation(session.cfg, session.dataset)
-    save_model(folder / "model", objective, session.cfg, *words, finished.metrics, preparation)
+    save_model(folder / "model", objective, session.cfg, *words, finished.metrics, preparation, weights.parent.name)
     return finished

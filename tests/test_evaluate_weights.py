@@ -135,3 +135,64 @@ def test_another_data_set_takes_the_place_of_the_runs(tiny_run, clip_cache, monk
     assert any(key.startswith("hard_") for key in json.loads(path.read_text()))  # which twins have
     with pytest.raises(ConfigError, match="split=valid: the other data has no such part; it has train, test"):
         run(monkeypatch, f"run={tiny_run}", *given, "dataset.valid=0", "split=valid")
+
+
+def test_a_stopped_run_leaves_a_model_of_its_best_epoch_and_the_end_replaces_it(tiny, tmp_path, monkeypatch):
+    from mmexpert import load
+    from mmexpert.command_line import composed
+    from mmexpert.config import check
+    from mmexpert.engine.watch import Verdict, Watch
+    from mmexpert.training import train_run
+
+    folder, overrides, agree = tmp_path / "run", [*tiny, "trainer.epochs=2"], Watch.agree
+
+    def stopping(self, *given):
+        verdict = agree(self, *given)
+        return Verdict(verdict.finite, 143, verdict.save) if given[-1].step >= last_step[0] else verdict
+
+    last_step = [1]  # before anything is validated
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "agree", stopping)
+        with pytest.raises(SystemExit):
+            train_run(check(composed(*overrides)), folder, overrides, ())
+        assert not (folder / "model").exists() and (folder / "checkpoints" / "last").exists()
+        last_step[0] = 5  # of the second epoch
+        with pytest.raises(SystemExit):
+            train_run(check(composed(*overrides)), folder, overrides, ())
+    assert json.loads((folder / "status.json").read_text())["state"] == "stopped"
+    (epoch,) = (folder / "checkpoints").glob("epoch_01_val_*")
+    assert load(folder, "cpu").config["checkpoint"] == epoch.name
+    card = (folder / "model" / "README.md").read_text()
+    assert "| valid/RSum |" in card and "Made by `python -m mmexpert.train dataset.train=64" in card
+    run(monkeypatch, f"run={folder}/model")
+    assert figures(folder, f"test,checkpoint={epoch.name}")["checkpoint"] == epoch.name
+    train_run(check(composed(*overrides)), folder, overrides, ())
+    card = (folder / "model" / "README.md").read_text()
+    assert "| test | " in card and "ties pessimistic" in card and "| test/radar_to_text_R@1 |" in card
+
+
+def test_a_checkpoint_is_loaded_with_its_own_weights_and_the_models_words(tiny_run, own_copy):
+    import torch
+
+    from mmexpert import load
+    from mmexpert.engine.step_folder import read_weights
+
+    epochs = sorted((own_copy / "checkpoints").glob("epoch_*"))
+    kept = load(tiny_run, "cpu").config["checkpoint"]
+    other = next(path for path in epochs if path.name != kept)
+    model, best = load(other, "cpu"), load(own_copy / "checkpoints" / "best", "cpu")
+    stored = read_weights(other)
+    assert all(torch.equal(value, stored[f"model.{name}"]) for name, value in model.model.state_dict().items())
+    assert best.fingerprint == load(tiny_run, "cpu").fingerprint != model.fingerprint
+    assert not torch.equal(model.encode_text("a person walks"), best.encode_text("a person walks"))
+    with pytest.raises(RunFolderError, match="the figures of the model card are those of"):
+        model.save(own_copy / "given")
+    shutil.rmtree(own_copy / "model")
+    with pytest.raises(RunFolderError, match="has no model/ beside its checkpoints"):
+        load(other, "cpu")
+
+
+def test_the_command_stands_first_in_the_log_and_at_each_start(tiny_run):
+    command = json.loads((tiny_run / "environment.json").read_text())["command"]
+    first = (tiny_run / "log.txt").read_text().splitlines()[0]
+    assert first.endswith(f"mmexpert.engine.console: {command}")
