@@ -16,7 +16,7 @@ from mmexpert.engine.chance import chance_loss, contrastive_rows
 from mmexpert.engine.class_merge import without_small
 from mmexpert.engine.console import fold_log, note_command, set_up_logging
 from mmexpert.engine.data_records import keep_records
-from mmexpert.engine.export import save_model, save_pth
+from mmexpert.engine.export import save_model
 from mmexpert.engine.failures import translated
 from mmexpert.engine.finish import Finished, load_best, score_parts, write_results
 from mmexpert.engine.folds import Fold, fold_seed
@@ -33,10 +33,10 @@ from mmexpert.engine.step_folder import newest_position
 from mmexpert.engine.tracking import NAMES
 from mmexpert.fold_runs import run_folds
 from mmexpert.fold_workers import check_workers
+from mmexpert.kept_models import keep_best, keep_pth
 from mmexpert.nested import nested_train
 from mmexpert.report import write_report
 from mmexpert.session import Session, load_initial, open_run, start_line
-from mmexpert.stopped_model import keep_best
 from mmexpert.types import ConfigError, MmexpertError, RunFolderError, StorageError
 from mmexpert.vocabulary import settle_words
 
@@ -213,11 +213,7 @@ def _train(
             ),
         )
         run.tracker.log_images(folder / "plots", progress.step)
-        if cfg["trainer"]["export_pth"]:
-            kept = {"best": run.checkpoints.best_folder(), "latest": run.checkpoints.latest()}
-            epochs = {"best": progress.best_epoch or progress.epoch, "latest": progress.epoch}
-            rows = {name: (kept[name], progress.history[epochs[name] - 1]) for name in kept}
-            on_first_rank(ranks, lambda: save_pth(folder, rows, cfg, classes))
+        on_first_rank(ranks, lambda: keep_pth(folder, cfg, run.checkpoints, progress, classes))
         if (step := run.checkpoints.resumed_step) is not None:
             row = {"step": step, "versions": versions(), "processes": ranks.processes, "exact": run.checkpoints.exact}
             status.resumes.append(row)

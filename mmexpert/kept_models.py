@@ -1,4 +1,4 @@
-"""model/ of a run that is stopped: its best weights so far, for whoever wants to use them before the run goes on."""
+"""Weights for use elsewhere than in the run: model/ of one that is stopped, and copies for programs that expect torch.save."""
 
 import logging
 from pathlib import Path
@@ -6,12 +6,13 @@ from typing import Any
 
 from mmexpert import build
 from mmexpert.engine.checkpoint import Checkpoints
-from mmexpert.engine.export import save_model
+from mmexpert.engine.export import save_model, save_pth
 from mmexpert.engine.finish import load_best
 from mmexpert.engine.parts import is_sharded
+from mmexpert.engine.progress import Progress
 from mmexpert.engine.step_folder import STATE, read_state
 from mmexpert.session import Session
-from mmexpert.types import MmexpertError
+from mmexpert.types import ClassTable, MmexpertError
 
 log = logging.getLogger(__name__)
 
@@ -41,3 +42,12 @@ def keep_best(session: Session, folder: Path, objective: Any, words: tuple[Any, 
         log.info("the weights of %s are in %s", weights.parent.name, folder / "model")
     except (MmexpertError, OSError, RuntimeError) as error:
         log.warning("%s is not written: %s", folder / "model", error)
+
+
+def keep_pth(folder: Path, cfg: dict[str, Any], checkpoints: Checkpoints, progress: Progress, classes: ClassTable | None) -> None:
+    """checkpoint_best.pth and checkpoint_latest.pth of a finished fold, where trainer.export_pth asks for them. Raises StorageError."""
+    if not cfg["trainer"]["export_pth"]:
+        return
+    kept = {"best": checkpoints.best_folder(), "latest": checkpoints.latest()}
+    epochs = {"best": progress.best_epoch or progress.epoch, "latest": progress.epoch}
+    save_pth(folder, {name: (kept[name], progress.history[epochs[name] - 1]) for name in kept}, cfg, classes)
