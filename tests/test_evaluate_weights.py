@@ -5,6 +5,7 @@ import shutil
 import sys
 
 import pytest
+from clip_files import views_of, write_split, write_views
 
 from mmexpert import evaluate
 from mmexpert.encoders.tokenizer import TextTokenizer
@@ -196,3 +197,24 @@ def test_the_command_stands_first_in_the_log_and_at_each_start(tiny_run):
     command = json.loads((tiny_run / "environment.json").read_text())["command"]
     first = (tiny_run / "log.txt").read_text().splitlines()[0]
     assert first.endswith(f"mmexpert.engine.console: {command}")
+
+
+def test_a_run_on_files_is_scored_on_another_split_file_and_on_another_folder(tiny_run, tmp_path, monkeypatch):
+    """The run is that on simulated clips; what is written here has its views and lengths."""
+
+    def write(root, **files):
+        root.mkdir()
+        for name, numbers in files.items():
+            write_split(root, f"{name}.json", [{"filefolder": ".", "fileindex": n, "captions": [f"clip {n} waves"]} for n in numbers])
+            for n in numbers:
+                write_views(root, str(n), views_of(n, 64), "npz")
+        return root
+
+    one, two = write(tmp_path / "one", train=range(4), val=range(4, 6), test=range(6, 9), later=range(9, 14)), tmp_path / "two"
+    write(two, train=range(20, 22), val=range(22, 24), test=range(24, 28))
+    given = ["dataset=radar_text", f"dataset.root={one}"]
+    for extra, queries in (([], 3), (["dataset.splits.test=[later.json]"], 5), ([f"dataset.root={two}"], 4)):
+        before = set(tiny_run.glob("evaluate/*"))
+        run(monkeypatch, f"run={tiny_run}", *given, *extra)
+        (new,) = set(tiny_run.glob("evaluate/*")) - before
+        assert json.loads((new / "metrics.json").read_text())["protocol"]["queries"] == queries
