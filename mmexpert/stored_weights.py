@@ -13,14 +13,15 @@ from mmexpert.types import RunFolderError
 def stored_weights(cfg: dict[str, Any], folder: Path, checkpoint: str | None) -> Path:
     """The position below checkpoints/ that is meant, its files verified. Raises RunFolderError listing what is there.
 
-    checkpoint: best, last, or a folder's name; None: what the run has reported, of a finished run alone. A run without validation
-    has no best: there its last stands for it.
+    checkpoint: best, last, or a folder's name; None: what the run has reported, of a finished run alone. A finished run without
+    validation has no best: there its last stands for it.
     """
     home, status = folder / CHECKPOINTS, read_status(folder)
     there = positions(home)
     if not there:
         raise RunFolderError(f"{folder} holds no checkpoint yet: the same train command continues it")
-    if checkpoint is None and (status is None or status.state != "done"):
+    done = status is not None and status.state == "done"
+    if checkpoint is None and not done:
         raise RunFolderError(f"{folder} is not finished: say which weights, checkpoint={'|'.join(there)}; the train command continues it")
     if checkpoint is None:
         checkpoint = "last" if cfg["cv"]["selection"] == "last" else "best"
@@ -28,7 +29,7 @@ def stored_weights(cfg: dict[str, Any], folder: Path, checkpoint: str | None) ->
     if checkpoint not in there:
         if checkpoint not in ("best", "last"):
             raise RunFolderError(f"checkpoint={checkpoint}: {home} holds no such folder{suggest(checkpoint, there)}")
-        weights = _unlinked(home, checkpoint)
+        weights = _unlinked(home, checkpoint, done)
     try:
         verified(weights.resolve())
     except (ValueError, OSError) as error:
@@ -42,7 +43,7 @@ def positions(home: Path) -> list[str]:
     return [name for name in names if (home / name / WEIGHTS).exists()]
 
 
-def _unlinked(home: Path, checkpoint: str) -> Path:
+def _unlinked(home: Path, checkpoint: str, done: bool) -> Path:
     """best or last where no link says it: a run without validation, or a file system without links."""
 
     newest = latest(home)
@@ -50,4 +51,6 @@ def _unlinked(home: Path, checkpoint: str) -> Path:
         raise RunFolderError(f"{home} has no {checkpoint}; there are {', '.join(positions(home))}")
     best = read_state(newest / STATE)["progress"]["best"] if checkpoint == "best" else {}
     entries = next(iter(best.values()), [])
+    if checkpoint == "best" and not entries and not done:
+        raise RunFolderError(f"checkpoint=best: no epoch has been validated yet; {home} holds {', '.join(positions(home))}")
     return home / entries[0]["folder"] if entries else newest

@@ -157,6 +157,8 @@ def test_a_stopped_run_leaves_a_model_of_its_best_epoch_and_the_end_replaces_it(
         with pytest.raises(SystemExit):
             train_run(check(composed(*overrides)), folder, overrides, ())
         assert not (folder / "model").exists() and (folder / "checkpoints" / "last").exists()
+        with pytest.raises(RunFolderError, match="checkpoint=best: no epoch has been validated yet; .* holds last, step_00000001"):
+            run(monkeypatch, f"run={folder}", "checkpoint=best")
         last_step[0] = 5  # of the second epoch
         with pytest.raises(SystemExit):
             train_run(check(composed(*overrides)), folder, overrides, ())
