@@ -151,13 +151,13 @@ def test_a_stopped_run_leaves_a_model_of_its_best_epoch_and_the_end_replaces_it(
         verdict = agree(self, *given)
         return Verdict(verdict.finite, 143, verdict.save) if given[-1].step >= last_step[0] else verdict
 
-    last_step = [1]  # before anything is validated
+    last_step = [1]  # counted before the step: of 4 an epoch, before anything is validated
     with monkeypatch.context() as patch:
         patch.setattr(Watch, "agree", stopping)
         with pytest.raises(SystemExit):
             train_run(check(composed(*overrides)), folder, overrides, ())
         assert not (folder / "model").exists() and (folder / "checkpoints" / "last").exists()
-        with pytest.raises(RunFolderError, match="checkpoint=best: no epoch has been validated yet; .* holds last, step_00000001"):
+        with pytest.raises(RunFolderError, match="checkpoint=best: no epoch has been validated yet; .* holds last, step_00000002"):
             run(monkeypatch, f"run={folder}", "checkpoint=best")
         last_step[0] = 5  # of the second epoch
         with pytest.raises(SystemExit):
