@@ -78,7 +78,11 @@ def _refit(session: Session, folds: Sequence[Fold], accelerator: Any, train: Tra
 
 
 def _locked_fold(session: Session, fold: Fold, count: int, accelerator: Any, train: Train) -> Exception | None:
-    """Trains a fold under its lock; skips it where another process holds that. Returns the error of a failed fold."""
+    """Trains a fold under its lock; skips it where another process holds that. Returns the error of a failed fold.
+
+    SystemExit where a stop signal has come since the last look: then no fold begins.
+    """
+    session.stops.end()
     ranks, folder = Ranks(accelerator), fold.folder(session.folder)
     lock, name = RunLock(folder), folder.name.replace("_", " ")
     taken = on_first_rank(ranks, lambda: _taken(lock))

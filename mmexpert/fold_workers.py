@@ -2,12 +2,10 @@
 
 import logging
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 
@@ -23,7 +21,6 @@ Failures = dict[int, Exception]
 """Number of a failed fold -> its error, in the order of their ends."""
 _OWN_KEYS = ("cv.workers", "cv.fold", "resume", "hydra.run.dir", "trust")
 _POLL_S = 0.2
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _FOLDER_CODE = 4  # exit code of a fold that another process took first
 
 
@@ -50,9 +47,10 @@ def run_workers(session: Session, numbers: Sequence[int], workers: int) -> Failu
     queue, places = list(numbers), list(range(min(workers, len(numbers))))
     running: dict[int, tuple[subprocess.Popen, int]] = {}
     failed: Failures = {}
-    with _forwarded(running) as stopped:
-        while running or (queue and not stopped):
-            while queue and places and not stopped:
+    stops, told = session.stops, False
+    try:
+        while running or (queue and not stops.signal):
+            while queue and places and not stops.signal:
                 number = queue.pop(0)
                 if owner := holder(session.folder / f"fold_{number}"):
                     log.info("fold %d is left to its holder, process %s on %s", number, owner.get("pid"), owner.get("host"))
@@ -60,18 +58,24 @@ def run_workers(session: Session, numbers: Sequence[int], workers: int) -> Failu
                 place = places.pop(0)
                 running[number] = (_start(session, number, place, workers), place)
                 log.info("fold %d: process %d, log in fold_%d/log.txt", number, running[number][0].pid, number)
+            if stops.signal and not told:
+                told = True
+                for process, _ in running.values():
+                    process.send_signal(stops.signal)
             for number, (process, place) in list(running.items()):
                 if (code := process.poll()) is None:
                     continue
                 del running[number]
                 places.append(place)
                 log.info("fold %d: ended with code %d", number, code)
-                if code and not (code == _FOLDER_CODE and holder(session.folder / f"fold_{number}")) and not stopped:
+                if code and not (code == _FOLDER_CODE and holder(session.folder / f"fold_{number}")) and not stops.signal:
                     folder = session.folder / f"fold_{number}"
                     failed[number] = child_error(folder, f"fold {number}", code, folder / "log.txt")
             time.sleep(_POLL_S if running else 0)
-    if stopped:
-        raise SystemExit(128 + stopped[0])
+    finally:
+        for process, _ in running.values():  # none, unless an error or a second Ctrl-C ends the queue
+            process.terminate()
+    stops.end()
     return failed
 
 
@@ -105,28 +109,8 @@ def _start(session: Session, number: int, place: int, workers: int) -> subproces
             stdout=output,
             stderr=subprocess.STDOUT,
             env=worker_environment(on_gpu, place, workers),
-            start_new_session=True,  # Ctrl-C reaches them through _forwarded alone, once: a second one would end them unsaved
+            start_new_session=True,  # Ctrl-C reaches them through run_workers alone, once: a second one would end them unsaved
         )
-
-
-@contextmanager
-def _forwarded(running: dict[int, tuple[subprocess.Popen, int]]) -> Iterator[list[int]]:
-    """Passes stop signals on to the processes; the list holds the first signal."""
-    stopped: list[int] = []
-
-    def forward(number: int, _: object) -> None:
-        stopped.append(number)
-        for process, _ in running.values():
-            process.send_signal(number)
-
-    before = {number: signal.signal(number, forward) for number in _SIGNALS}
-    try:
-        yield stopped
-    finally:
-        for process, _ in running.values():  # none, unless an error ends the queue
-            process.terminate()
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _devices() -> list[str]:

@@ -16,7 +16,7 @@ from mmexpert.engine.inner_folds import chosen_entry, inner_folds, read_selected
 from mmexpert.engine.progress import mode_of
 from mmexpert.engine.results import read_json
 from mmexpert.engine.runtime import Ranks, on_first_rank
-from mmexpert.engine.status import Status, config_difference, config_hash, note_failure, read_status, write_status
+from mmexpert.engine.status import Status, config_difference, config_hash, note_end, read_status, write_status
 from mmexpert.session import Session
 from mmexpert.types import ConfigError
 
@@ -94,6 +94,7 @@ def _choose(
         for inner in inner_folds(session.dataset, fold, session.cv, number):
             place = inner.folder(session.folder)
             if not _done(place, entry.hash):
+                session.stops.end()  # none begins after a stop signal
                 train(one, inner, count, accelerator)
                 accelerator = restart()
             metrics = read_json(place / "metrics.json")
@@ -120,13 +121,9 @@ def _failure_told(session: Session, folder: Path, ranks: Ranks) -> Iterator[None
     """Leaves in the outer fold's status how an inner training ended that was stopped or failed."""
     try:
         yield
-    except (SystemExit, KeyboardInterrupt) as stop:
+    except BaseException as error:  # of any kind, a stop too: status.json says how the fold ended, the error goes on
         if ranks.rank == 0:
-            write_status(folder, Status("stopped", session.hash, session.fingerprint, "signal", getattr(stop, "code", 130)))
-        raise
-    except Exception as error:  # of any kind: status.json says how the fold ended, the error goes on
-        if ranks.rank == 0:
-            note_failure(folder, session.hash, error)
+            note_end(folder, session.hash, error)
         raise
 
 

@@ -24,8 +24,9 @@ from mmexpert.engine.results import versions, write_data_report
 from mmexpert.engine.runtime import Ranks, Run
 from mmexpert.engine.stamps import stamps, told
 from mmexpert.engine.step_folder import read_weights
+from mmexpert.engine.stops import Stops
 from mmexpert.engine.tracking import Tracker
-from mmexpert.engine.watch import Watch, WatchSettings
+from mmexpert.engine.watch import Watch, WatchSettings, poll_steps
 from mmexpert.losses.tiling import Tiling
 from mmexpert.types import RunFolderError
 
@@ -35,7 +36,7 @@ Config = dict[str, Any]
 
 @dataclass
 class Session:
-    """One call of the command: its config, folder, data set and folds."""
+    """One call of the command: its config, folder, data set and folds, and the stop signals that it gets."""
 
     cfg: Config
     folder: Path
@@ -45,6 +46,7 @@ class Session:
     cv: CvSettings
     hash: str
     fingerprint: str
+    stops: Stops
 
 
 def open_run(
@@ -70,10 +72,11 @@ def open_run(
     shown = ["acc", "map", "RSum", "average", f"{objective.model.query}_to_{objective.model.target}_R@1"]
     console = Console(prefix, loaders.steps_per_epoch, shown)
     meter = Meter(tracker, console, ranks, accelerator.device, trainer["log_every"], trainer["batch_size"], contrastive_rows(trainer))
-    poll = trainer["poll_every"] or (10 if accelerator.device.type == "cuda" else 1)
     records = loaders.dataset.records
     evidence = Evidence(folder, ranks, lambda ids: [records[i].id for i in ids], lambda: scales_and_rates(objective, optimizer))
-    watch = Watch(accelerator, WatchSettings(trainer["nonfinite"], trainer["nonfinite_budget"], poll), checkpoints.minutes_due, evidence)
+    poll = poll_steps(trainer["poll_every"], accelerator.device, optimizer)
+    watching = WatchSettings(trainer["nonfinite"], trainer["nonfinite_budget"], poll, loaders.steps_per_epoch, total)
+    watch = Watch(accelerator, watching, checkpoints.minutes_due, evidence, session.stops)
     has_valid = bool(loaders.parts["valid"])
     limit = trainer["max_grad_norm"] if trainer["max_grad_norm"] is not None else float("inf")
     prepare_blocks(objective.model, trainer["grad_checkpointing"], trainer["compile"])

@@ -28,8 +28,9 @@ from mmexpert.engine.progress import Progress
 from mmexpert.engine.results import provenance, read_json, versions, write_run_files
 from mmexpert.engine.runtime import LaunchSettings, Ranks, adopt_slurm, check_shared, launch, on_first_rank, seed_all, seed_rank
 from mmexpert.engine.stamps import stamps
-from mmexpert.engine.status import Status, config_hash, note_failure, read_status, told_error, trained, write_status
+from mmexpert.engine.status import Status, config_hash, note_end, read_status, told_error, trained, write_status
 from mmexpert.engine.step_folder import newest_position
+from mmexpert.engine.stops import Stops
 from mmexpert.engine.tracking import NAMES
 from mmexpert.fold_runs import run_folds
 from mmexpert.fold_workers import check_workers
@@ -47,22 +48,27 @@ Config = dict[str, Any]
 def train_run(cfg: Config, folder: Path, overrides: list[str], trust: Sequence[str]) -> float | None:
     """Trains what is not finished and returns the best monitored value (mean over folds)."""
     adopt_slurm()
-    accelerator = start_accelerator(cfg, folder)
-    ranks = Ranks(accelerator)
+    ranks = Ranks(start_accelerator(cfg, folder))
     set_up_logging(folder, ranks.rank)
-    if cfg["cv"]["splitter"] is not None:  # each fold has a lock of its own: several processes may share a cross-validation
-        session = open_noted(cfg, folder, overrides, trust, ranks)
+    with Stops(ranks) as stops:
+        if cfg["cv"]["splitter"] is None:
+            return _train_alone(cfg, folder, overrides, trust, stops)
+        session = open_noted(cfg, folder, overrides, trust, stops)  # each fold has a lock: several processes may share the folds
         folds = on_first_rank(ranks, lambda: settle_folds(folder, session.dataset, session.cv))
         train, restart = train_fold, lambda: start_accelerator(cfg, folder)
         if session.cv.grid is not None:
             train = nested_train(session, folds, train_fold, restart)
-        return run_folds(session, folds, accelerator, train, restart)
-    lock = RunLock(folder)
+        return run_folds(session, folds, ranks.accelerator, train, restart)
+
+
+def _train_alone(cfg: Config, folder: Path, overrides: list[str], trust: Sequence[str], stops: Stops) -> float | None:
+    """A run without folds, under its lock."""
+    lock, ranks = RunLock(folder), stops.ranks
     on_first_rank(ranks, lambda: lock.acquire() and None)
     try:
-        session = open_noted(cfg, folder, overrides, trust, ranks)
+        session = open_noted(cfg, folder, overrides, trust, stops)
         (fold,) = on_first_rank(ranks, lambda: settle_folds(folder, session.dataset, session.cv))
-        value = train_fold(session, fold, 1, accelerator)
+        value = train_fold(session, fold, 1, ranks.accelerator)
         on_first_rank(ranks, lambda: write_report(folder))
     finally:
         lock.release()
@@ -84,20 +90,21 @@ def start_accelerator(cfg: Config, folder: Path) -> Any:
     return launch(settings, NAMES.get(log_with) if log_with else None, folder)
 
 
-def open_noted(cfg: Config, folder: Path, overrides: list[str], trust: Sequence[str], ranks: Ranks) -> Session:
-    """open_session; what it raises stands in status.json too, but where another process is at work in the folder."""
+def open_noted(cfg: Config, folder: Path, overrides: list[str], trust: Sequence[str], stops: Stops) -> Session:
+    """open_session; how it fails or is stopped stands in status.json too, but where another process is at work in the folder."""
     try:
-        return open_session(cfg, folder, overrides, trust, ranks)
-    except MmexpertError as error:
+        with stops.at_once():
+            return open_session(cfg, folder, overrides, trust, stops)
+    except (MmexpertError, SystemExit, KeyboardInterrupt) as error:
         others = any(holder(path.parent) for path in folder.glob("fold_*/.lock"))
-        if ranks.rank == 0 and not others and not isinstance(error, StorageError):
-            note_failure(folder, config_hash(cfg, NOT_HASHED), error)
+        if stops.ranks.rank == 0 and not others and not isinstance(error, StorageError):
+            note_end(folder, config_hash(cfg, NOT_HASHED), error)
         raise
 
 
-def open_session(cfg: Config, folder: Path, overrides: list[str], trust: Sequence[str], ranks: Ranks) -> Session:
+def open_session(cfg: Config, folder: Path, overrides: list[str], trust: Sequence[str], stops: Stops) -> Session:
     """Builds the data set (rank 0 first: it may have to be simulated), writes the run's files, compares fingerprints."""
-    digest = config_hash(cfg, NOT_HASHED)
+    digest, ranks = config_hash(cfg, NOT_HASHED), stops.ranks
     check_shared(folder, ranks)
     if ranks.rank == 0:
         write_run_files(folder, cfg, overrides, digest, ranks.processes, said_beside(trust))
@@ -117,7 +124,7 @@ def open_session(cfg: Config, folder: Path, overrides: list[str], trust: Sequenc
     check_workers(cv, ranks.processes)
     if cv.selection == "last" and cfg["trainer"]["early_stopping"]["patience"]:
         raise ConfigError("cv.selection=last takes the last epoch: set trainer.early_stopping.patience=null, or cv.selection=inner")
-    return Session(cfg, folder, overrides, trust, without_small(dataset, cv), cv, digest, fingerprint)
+    return Session(cfg, folder, overrides, trust, without_small(dataset, cv), cv, digest, fingerprint, stops)
 
 
 def train_fold(session: Session, fold: Fold, count: int, accelerator: Any) -> float | None:
@@ -143,7 +150,7 @@ def train_fold(session: Session, fold: Fold, count: int, accelerator: Any) -> fl
         write_status(folder, status)
     progress = None
     try:
-        with translated(accelerator.device, ranks.processes), own_log:
+        with translated(accelerator.device, ranks.processes, cfg["trainer"]["grad_checkpointing"]), own_log:
             progress, finished = _train(session, fold, folder, fold.prefix(count), accelerator, status, started)
         status.state, status.stopped, status.exit_code = "done", "epochs" if progress.patience_left else "early", 0
         status.epoch, status.step, status.best_epoch = progress.epoch, progress.step, finished.metrics["best_epoch"]
@@ -173,45 +180,42 @@ def _train(
     cfg, ranks, dataset = session.cfg, Ranks(accelerator), session.dataset
     parts = fold.parts(dataset)
     seed = fold_seed(cfg["seed"], fold, session.cv.same_init)
-    seed_all(seed)
-    texts = dataset.training_texts(parts["train"])
-    tokenizer, corpus = settle_words(cfg, folder, dataset.vocabulary_texts(parts["train"]), texts, ranks)
-    classes = build.training_classes(dataset, parts["train"])
-    model = build.build_model(cfg, classes, tokenizer, session.trust)
-    objective = build.build_objective(cfg, model, corpus, session.trust)
-    if cfg["init_from"]:
-        load_initial(objective, Path(cfg["init_from"]), cfg["init_strict"])
-    seed_rank(seed, ranks.rank)
-    dataset.fit(parts["train"])
-    place = build.Placement(accelerator.device, ranks.rank, ranks.processes)
-    objective.to(accelerator.device)
-    cache = build.build_cache(cfg, model, dataset, tokenizer)  # frozen towers become tables
-    served, tokens = (cache.dataset, cache.tokenizer) if cache else (dataset, tokenizer)
-    loaders = build.build_loaders(cfg, served, parts, tokens, seed, place)
-    optimizer, schedule = build.build_optimizer(cfg, objective, loaders.steps_per_epoch)
-    evaluator = build.build_evaluator(cfg, session.trust)
+    with session.stops.at_once():  # nothing is there to be saved
+        seed_all(seed)
+        texts = dataset.training_texts(parts["train"])
+        tokenizer, corpus = settle_words(cfg, folder, dataset.vocabulary_texts(parts["train"]), texts, ranks)
+        classes = build.training_classes(dataset, parts["train"])
+        model = build.build_model(cfg, classes, tokenizer, session.trust)
+        objective = build.build_objective(cfg, model, corpus, session.trust)
+        if cfg["init_from"]:
+            load_initial(objective, Path(cfg["init_from"]), cfg["init_strict"])
+        seed_rank(seed, ranks.rank)
+        dataset.fit(parts["train"])
+        place = build.Placement(accelerator.device, ranks.rank, ranks.processes)
+        objective.to(accelerator.device)
+        cache = build.build_cache(cfg, model, dataset, tokenizer)  # frozen towers become tables
+        served, tokens = (cache.dataset, cache.tokenizer) if cache else (dataset, tokenizer)
+        loaders = build.build_loaders(cfg, served, parts, tokens, seed, place)
+        optimizer, schedule = build.build_optimizer(cfg, objective, loaders.steps_per_epoch)
+        evaluator = build.build_evaluator(cfg, session.trust)
     run, settings = open_run(session, folder, prefix, accelerator, loaders, objective, optimizer)
     run.checkpoints.extra["preparation"] = build.stored_preparation(cfg, dataset)
     if ranks.rank == 0 and fold.number < 2 and not fold.place:
         start_line(session, ranks, accelerator, objective, parts, tokenizer, texts)
     try:
-        with run.watch:
-            loaders.on_batch = run.watch.poll
-            if settings.monitors and not trained(folder):
-                wanted = [*settings.monitors, cfg["trainer"]["early_stopping"]["monitor"]]
-                foresee_monitors(wanted, objective, loaders, evaluator, accelerator)
-            progress = fit(objective, loaders, evaluator, optimizer, schedule, settings, run)
-            weights = load_best(objective, run.checkpoints, session.cv.selection == "last")
-            wanted = [*cfg["final_parts"], *([] if parts["test"] else ["valid"]), *(["external"] if fold.external else [])]
-            scored = score_parts(objective, loaders, evaluator, accelerator, list(dict.fromkeys(wanted)))
+        loaders.on_batch = session.stops.end
+        if settings.monitors and not trained(folder):
+            wanted = [*settings.monitors, cfg["trainer"]["early_stopping"]["monitor"]]
+            foresee_monitors(wanted, objective, loaders, evaluator, accelerator)
+        progress = fit(objective, loaders, evaluator, optimizer, schedule, settings, run)
+        weights = load_best(objective, run.checkpoints, session.cv.selection == "last")
+        wanted = [*cfg["final_parts"], *([] if parts["test"] else ["valid"]), *(["external"] if fold.external else [])]
+        scored = score_parts(objective, loaders, evaluator, accelerator, list(dict.fromkeys(wanted)))
+        session.stops.end()  # from here on the fold ends as done: writing is short, and no further fold begins
         if cache:
             cache.put_back()  # the saved model has its towers
-        finished = on_first_rank(
-            ranks,
-            lambda: _write(
-                session, folder, objective, (tokenizer, classes), progress, scored, weights, status.seconds + time.monotonic() - started
-            ),
-        )
+        words, seconds = (tokenizer, classes), status.seconds + time.monotonic() - started
+        finished = on_first_rank(ranks, lambda: _write(session, folder, objective, words, progress, scored, weights, seconds))
         run.tracker.log_images(folder / "plots", progress.step)
         on_first_rank(ranks, lambda: keep_pth(folder, cfg, run.checkpoints, progress, classes))
         if (step := run.checkpoints.resumed_step) is not None:

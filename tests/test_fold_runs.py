@@ -13,6 +13,7 @@ from mmexpert import fold_runs, fold_workers
 from mmexpert.engine.folds import Fold
 from mmexpert.engine.lock import RunLock
 from mmexpert.engine.status import Status, read_status, write_status
+from mmexpert.engine.stops import Stops
 from mmexpert.train import put_aside
 from mmexpert.types import ConfigError, DataError, NonFiniteError, RunFolderError
 
@@ -33,7 +34,8 @@ def held(tmp_path):
 
 def session(folder, fold=None, workers=1):
     cv = SimpleNamespace(fold=fold, workers=workers, refit=False)
-    return SimpleNamespace(folder=folder, hash="c0ffee", fingerprint="da7a", cv=cv, cfg={"trainer": {"device": "cpu"}}, dataset=None)
+    cfg, stops = {"trainer": {"device": "cpu"}}, Stops(SimpleNamespace(processes=1))
+    return SimpleNamespace(folder=folder, hash="c0ffee", fingerprint="da7a", cv=cv, cfg=cfg, dataset=None, stops=stops)
 
 
 @pytest.fixture
@@ -185,8 +187,9 @@ def test_a_stop_signal_reaches_every_worker_and_no_further_fold_begins(tmp_path,
         "open(sys.argv[2] + '/ran' + sys.argv[1], 'w')\nif sys.argv[1] == '1': os.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(30)"
     )
     script(monkeypatch, text)
-    with pytest.raises(SystemExit) as ended:
-        fold_workers.run_workers(session(tmp_path), [1, 2], 1)
+    one = session(tmp_path)
+    with pytest.raises(SystemExit) as ended, one.stops:
+        fold_workers.run_workers(one, [1, 2], 1)
     assert ended.value.code == 143 and [path.name for path in tmp_path.glob("ran*")] == ["ran1"]
 
 

@@ -62,11 +62,14 @@ def trained(folder: Path) -> bool:
     return any(any(Path(folder).glob(pattern)) for pattern in ("checkpoints/*_*", "fold_*/checkpoints/*_*"))
 
 
-def note_failure(folder: Path, digest: str, error: Exception) -> None:
-    """status.json of a run, or a fold of it, that failed outside its loop, whatever it was before. digest: its config hash."""
+def note_end(folder: Path, digest: str, error: BaseException) -> None:
+    """status.json of a run, or a fold of it, that was stopped (SystemExit, KeyboardInterrupt) or failed (any other) outside its loop,
+    whatever it was before. digest: its config hash."""
     status = read_status(folder) or Status("failed", digest)
-    status.state, status.exit_code = "failed", getattr(error, "exit_code", 1)
-    status.error = told_error(error)
+    if isinstance(error, (SystemExit, KeyboardInterrupt)):
+        status.state, status.stopped, status.exit_code, status.error = "stopped", "signal", getattr(error, "code", 130), None
+    else:
+        status.state, status.exit_code, status.error = "failed", getattr(error, "exit_code", 1), told_error(error)
     write_status(folder, status)
 
 

@@ -19,28 +19,34 @@ CPU = torch.device("cpu")
         RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
     ],
 )
-def test_out_of_memory_is_told_with_what_is_free_and_three_remedies(raised):
-    words = r"GiB are free.*trainer.accumulation.*similarity=global.*batch_size"
-    with pytest.raises(MemoryExhaustedError, match=words) as told, translated(CPU, 1):
+def test_out_of_memory_is_told_with_what_is_free_and_its_remedies(raised):
+    words = r"GiB are free.*trainer.accumulation.*trainer.grad_checkpointing=true.*similarity=global.*batch_size"
+    with pytest.raises(MemoryExhaustedError, match=words) as told, translated(CPU, 1, False):
         raise raised
     assert told.value.exit_code == 7
+
+
+def test_checkpointing_that_is_on_is_no_remedy_against_too_little_memory():
+    with pytest.raises(MemoryExhaustedError) as told, translated(CPU, 1, True):
+        raise MemoryError
+    assert "checkpointing" not in str(told.value)
 
 
 @pytest.mark.parametrize(
     "text", ["[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:3021", "Timed out waiting 1800000ms for recv"]
 )
 def test_a_dead_peer_is_code_8_and_only_where_there_are_peers(text):
-    with pytest.raises(ProcessError, match="another process has ended or hangs") as told, translated(CPU, 2):
+    with pytest.raises(ProcessError, match="another process has ended or hangs") as told, translated(CPU, 2, True):
         raise RuntimeError(text)
     assert told.value.exit_code == 8
-    with pytest.raises(RuntimeError, match="Connection|Timed"), translated(CPU, 1):
+    with pytest.raises(RuntimeError, match="Connection|Timed"), translated(CPU, 1, True):
         raise RuntimeError(text)
 
 
 def test_a_defect_and_a_projects_error_pass_as_they_are():
-    with pytest.raises(RuntimeError, match="shape mismatch"), translated(CPU, 2):
+    with pytest.raises(RuntimeError, match="shape mismatch"), translated(CPU, 2, True):
         raise RuntimeError("shape mismatch")
-    with pytest.raises(DataError, match="out of memory"), translated(CPU, 2):
+    with pytest.raises(DataError, match="out of memory"), translated(CPU, 2, True):
         raise DataError("a file named out of memory")
 
 
