@@ -59,6 +59,7 @@ trust_list: list[str] = []
 
 _INNER = re.compile(r"[\w.\-]+(?=\s*:\s*[^\s,}\]])")  # keys of {key: value} with a value
 _MAX_NAME = 120
+_OF_SWEEPS = ("hydra.launcher", "hydra.sweep", "hydra.mode")  # sweeper too; Hydra adds the mode by itself
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # Hydra makes the folder before there is a run
 
 
@@ -116,6 +117,15 @@ def run_folder(overrides: Sequence[str]) -> str:
         return digest[:12]
     clean = re.sub(r"[^\w.,=+\-\[\]~@]", "_", text)
     return clean if clean == text else f"{clean}_{digest[:6]}"
+
+
+def said_beside(trust: Sequence[str]) -> list[str]:
+    """What a run's command holds beside its overrides: trust= and what was said of Hydra itself, without launcher and sweep."""
+    from hydra.core.hydra_config import HydraConfig
+
+    said = list(HydraConfig.get().overrides.hydra) if HydraConfig.initialized() else []
+    kept = [one for one in said if not one.lstrip("+~").replace("/", ".").startswith(_OF_SWEEPS)]
+    return kept + ([f"trust=[{','.join(trust)}]"] if trust else [])
 
 
 def register() -> None:

@@ -1,8 +1,9 @@
 """`python -m mmexpert.embed run=RUN images=FOLDER|texts=FILE|clips=FOLDER [name=NAME]`: features of many inputs, to be searched.
 
-run: a run folder, one of its folds, or a model/ folder. images: pictures below a folder. texts: a sentence a line, UTF-8. clips: radar
-clips below a folder, `a/<view>/x.npy` (one file a view) or `a/x.npz` (members named as the views). name: of the index; without it the
-folder's or file's. on_error: stop | skip (what can not be read is left out and listed in failed.csv). device: auto | cpu | cuda.
+run: a run folder, one of its folds or checkpoints, or a model/ folder. images: pictures below a folder. texts: a sentence a line,
+UTF-8. clips: radar clips below a folder, `a/<view>/x.npy` (one file a view) or `a/x.npz` (members named as the views). name: of the
+index; without it the folder's or file's. on_error: stop | skip (what can not be read is left out and listed in failed.csv). device:
+auto | cpu | cuda.
 Writes outputs/embed/NAME/: features.npy fp32 [N, D] of length 1, names.json (sorted), meta.json. Search it with mmexpert.search.
 """
 

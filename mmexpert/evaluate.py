@@ -1,11 +1,13 @@
 """`python -m mmexpert.evaluate run=RUN [split=test] [overrides]`: scores a stored run's weights again.
 
-run: a run folder or one of its folds. split: train, valid or test (the default) of the run's own folds. checkpoint: best, last, or a
-folder's name below checkpoints/. Other overrides change the stored configuration: `evaluator.k=[1,5]` a value, `evaluator=retrieval` a
-node. Writes RUN/evaluate/SPLIT/, with the overrides in its name where there are any (`test,evaluator.combine=image`).
+run: a run folder, one of its folds, a folder below checkpoints/, or the run's model/. split: train, valid or test (the default) of the
+run's own folds. checkpoint: best, last, or a folder's name below checkpoints/; without it what the run reports, once it is finished.
+Other overrides change the stored configuration: `evaluator.k=[1,5]` a value, `evaluator=retrieval` a node. Writes RUN/evaluate/SPLIT/,
+with the overrides in its name where there are any (`test,evaluator.combine=image`).
 
-With dataset.root=DIR (or another key of the data set) other data of the same classes is predicted by the mean probability of the fold
-models: all its rows, or those of split. Writes RUN/evaluate/other_DIR/, further overrides in its name.
+With dataset.root=DIR, dataset=NAME (or another key of the data set) other data is scored. Of the same classes: predicted by the mean
+probability of the fold models, all its rows, or those of split; writes RUN/evaluate/other_DIR/, further overrides in its name. Without
+classes: the other data's own test part (or split), by each fold's model; all its rows where it has no parts.
 
 `python -m mmexpert.evaluate features=FILE.npz evaluator.protocol=fashioniq|cirr [evaluator.combine=sum|normalised_sum|text|image] [name=]`:
 scores features that another program has made (composed retrieval). Writes outputs/evaluate/NAME/metrics.json.
@@ -24,10 +26,11 @@ from omegaconf.errors import OmegaConfBaseException
 from mmexpert.command_line import composed, groups, launch, run_folder, trust_list
 from mmexpert.config import suggest
 from mmexpert.own_keys import Own, own_and_overrides, shown_help
+from mmexpert.run_place import run_place
 from mmexpert.types import ConfigError, RunFolderError
 
 _SHOWN = 5  # runs that a message names
-OWN_KEYS = {"run": None, "features": None, "split": None, "checkpoint": "best"}
+OWN_KEYS = {"run": None, "features": None, "split": None, "checkpoint": None}
 
 
 def application() -> None:
@@ -46,23 +49,23 @@ def application() -> None:
         raise ConfigError("run=RUN is needed: a run folder such as outputs/radar/default")
     if any(override.startswith("name=") for override in overrides):
         raise ConfigError("name= goes with features=; the result of a run lies in RUN/evaluate, named by split and overrides")
-    folder = Path(own["run"])
+    place = run_place(Path(own["run"]), own["checkpoint"])
+    folder, own["checkpoint"] = place.folder, place.checkpoint
     stored = stored_run(folder)
     plain = overridden(stored, overrides, OWN_KEYS)
-    if own["checkpoint"] == "best" and any(re.match(r"dataset[.=]", override) for override in overrides):
+    if own["checkpoint"] is None and any(re.match(r"dataset[.=]", override) for override in overrides):
         from mmexpert.other_films import evaluate_other
 
         root = str(plain["dataset"].get("root", plain["dataset"]["_target_"]))
         rest = [override for override in overrides if not override.startswith("dataset.root=")]
-        name = result_name(f"other_{Path(root).name}", own | {"checkpoint": "best"}, rest)
+        name = result_name(f"other_{Path(root).name}", own, rest)
         if evaluate_other(plain, folder, own["split"], tuple(trust_list), name) is not None:
             return
     from mmexpert.scoring import evaluate_run
 
     configs = {path.parent.name: overridden(stored_run(path.parent), overrides) for path in folder.glob("fold_*/config.json")}
-    split = own["split"] or "test"
-    name = result_name(split, own | {"split": None}, overrides)
-    evaluate_run(plain, folder, split, own["checkpoint"], tuple(trust_list), configs, name)
+    name = result_name(own["split"] or "test", own | {"split": None}, overrides)
+    evaluate_run(plain, folder, own["split"], own["checkpoint"], tuple(trust_list), configs, name)
 
 
 def result_name(start: str, own: Own, overrides: list[str]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
+from mmexpert.command_line import said_beside
 from mmexpert.engine.cv_settings import CvSettings
 from mmexpert.engine.lock import holder
 from mmexpert.engine.status import child_error
@@ -82,8 +83,8 @@ def worker_command(session: Session, number: int) -> list[str]:
     """The run's command for one fold alone, into the same folder."""
     kept = [override for override in session.overrides if override.partition("=")[0].lstrip("+~") not in _OWN_KEYS]
     folder = str(session.folder.resolve()).replace("\\", "\\\\").replace("'", "\\'")
-    trust = [f"trust=[{','.join(session.trust)}]"] if session.trust else []
-    return [sys.executable, "-m", "mmexpert.train", *kept, f"cv.fold={number}", "cv.workers=1", f"hydra.run.dir='{folder}'", *trust]
+    beside = [one for one in said_beside(session.trust) if not one.startswith("hydra.run.dir=")]
+    return [sys.executable, "-m", "mmexpert.train", *kept, f"cv.fold={number}", "cv.workers=1", f"hydra.run.dir='{folder}'", *beside]
 
 
 def worker_environment(on_gpu: bool, place: int, workers: int) -> dict[str, str]:

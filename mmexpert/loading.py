@@ -15,9 +15,11 @@ from mmexpert import build
 from mmexpert.config import instantiate
 from mmexpert.data.collate import to_device
 from mmexpert.encoders.tokenizer import TextTokenizer
+from mmexpert.engine.files import sha256_file
 from mmexpert.engine.graph import export_graph
-from mmexpert.engine.step_folder import load_weights
+from mmexpert.engine.step_folder import MODEL, load_weights, read_weights
 from mmexpert.loaded_inputs import Clip, clip_batches, graph_inputs, picture_batches, text_batches, trimmed
+from mmexpert.model_folder import model_folder
 from mmexpert.models.heads import class_features
 from mmexpert.sharing import push_model, save_shared
 from mmexpert.types import ClassTable, ConfigError, RunFolderError
@@ -32,10 +34,10 @@ class LoadedModel:
     the order of classify's columns, empty without classes.
     """
 
-    def __init__(self, folder: Path, device: str, trust: Sequence[str], precision: str) -> None:
+    def __init__(self, folder: Path, device: str, trust: Sequence[str], precision: str, checkpoint: Path | None) -> None:
         if precision not in ("fp32", "bf16"):
             raise ConfigError(f"precision={precision}: choose fp32 or bf16")
-        self.folder = folder
+        self.folder, self.checkpoint = folder, checkpoint
         self.config: dict[str, Any] = _read(folder / "config.json")
         text = folder / "tokenizer"
         self.tokenizer = TextTokenizer.load(text) if text.is_dir() else None
@@ -43,7 +45,9 @@ class LoadedModel:
         self.class_names = self.classes.names if self.classes else ()
         self.device = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
         self.model = build.build_model(_local(self.config, folder), self.classes, self.tokenizer, trust).to(self.device).eval()
-        weights = load_file(folder / "model.safetensors")
+        weights = load_file(folder / MODEL)
+        if checkpoint is not None:  # which holds losses too, and no towers that were tables in training
+            weights |= {name: value for name, value in read_weights(checkpoint).items() if name in weights}
         own = {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
         missing, unexpected = load_weights(self.model, own)
         if missing or unexpected:
@@ -59,7 +63,7 @@ class LoadedModel:
         self.precision = precision
         self.roles = tuple(self.config["roles"])
         self.dim = next(iter(self.model.encoders.values())).dim
-        self.fingerprint = self.config["fingerprint"]
+        self.fingerprint = self.config["fingerprint"] if checkpoint is None else sha256_file(checkpoint / MODEL)
 
     def encode(self, role: str, inputs: Any, batch_size: int = 64, normalize: bool = True) -> Tensor:
         """Features fp32 [N, D] of one input or several of a role: image, text or radar, as the method of that name takes them."""
@@ -129,7 +133,7 @@ class LoadedModel:
 
     def save(self, folder: str | Path) -> Path:
         """Writes the model folder, without paths of data; returns where. Raises RunFolderError where something else lies there."""
-        return save_shared(self.folder, Path(folder))
+        return save_shared(self._reported(), Path(folder))
 
     def export(self, file: str | Path, role: str, format: str = "onnx") -> float:  # noqa: A002  the name of the command's key
         """Writes a role's tower as a graph (onnx | torch) of dynamic batch, and FILE.json on its inputs; returns its difference."""
@@ -145,7 +149,13 @@ class LoadedModel:
 
         Raises ConfigError where a secret or the path of data is found in a file: then nothing is sent.
         """
-        return push_model(self.folder, name, private)
+        return push_model(self._reported(), name, private)
+
+    def _reported(self) -> Path:
+        """The model folder. Raises RunFolderError for weights of another checkpoint: figures and card are not theirs."""
+        if self.checkpoint is not None:
+            raise RunFolderError(f"{self.checkpoint}: the figures of the model card are those of {self.folder}; save that one")
+        return self.folder
 
     def _class_texts(self, class_texts: dict[str, Sequence[str]] | None) -> dict[str, tuple[str, ...]]:
         """Sentences by class: those given, else the stored ones."""
@@ -195,27 +205,14 @@ def _full_precision(kind: str) -> AbstractContextManager:
 
 
 def load(path: str | Path, device: str = "auto", trust: Sequence[str] = (), precision: str = "fp32") -> LoadedModel:
-    """Opens a run folder (with folds: its final/, which cv.refit makes), one of its folds, or a model/ folder.
+    """Opens a run folder (with folds: its final/, which cv.refit makes), one of its folds, a checkpoint of these, or a model/ folder.
 
     device: auto | cpu | cuda. trust: packages of your own parts. precision: fp32 | bf16.
 
     Raises RunFolderError where there is no model, ConfigError where its config names a foreign class.
     """
-    path = Path(path)
-    folder = next(
-        (
-            folder
-            for folder in (path / "model", path / "final" / "model", path)
-            if (folder / "model.safetensors").exists() and (folder / "config.json").exists()
-        ),
-        None,
-    )
-    if folder is None:
-        weights = [*path.glob("*/model/model.safetensors"), *path.glob("*/*/model/model.safetensors")]  # its folds; runs and theirs
-        below = sorted(str(file.parents[1]) for file in weights)[:5]
-        inside = f"; load one of those inside it: {', '.join(below)}" if below else ""
-        raise RunFolderError(f"{path}: no model/ with model.safetensors and config.json; a run writes it at its end{inside}")
-    return LoadedModel(folder, device, trust, precision)
+    folder, checkpoint = model_folder(Path(path))
+    return LoadedModel(folder, device, trust, precision, checkpoint)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import os
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +15,49 @@ from mmexpert.data.records import RecordDataset
 from mmexpert.engine.class_merge import merge_classes
 from mmexpert.engine.console import result_table
 from mmexpert.engine.files import strict_json, write_atomic
-from mmexpert.engine.folds import Fold
+from mmexpert.engine.folds import PARTS, Fold
 from mmexpert.engine.folds_file import FILE, read_folds_info, stored_folds
 from mmexpert.engine.plots import write_plots
 from mmexpert.engine.results import provenance, read_json, write_predictions
 from mmexpert.engine.runtime import LaunchSettings, adopt_slurm, launch
 from mmexpert.engine.stamps import stamps
-from mmexpert.engine.status import config_hash, read_status
-from mmexpert.engine.step_folder import MODEL, load_weights, read_weights, verified
+from mmexpert.engine.status import config_hash
+from mmexpert.engine.step_folder import MODEL, load_weights, read_weights
+from mmexpert.other_data import is_other, own_part
+from mmexpert.stored_weights import stored_weights
 from mmexpert.types import ConfigError, RunFolderError
+from mmexpert.vocabulary import stored_words
 
 log = logging.getLogger(__name__)
 Config = dict[str, Any]
 
 
 def evaluate_run(
-    cfg: Config, folder: Path, split: str, checkpoint: str, trust: Sequence[str], configs: dict[str, Config], name: str
+    cfg: Config, folder: Path, split: str | None, checkpoint: str | None, trust: Sequence[str], configs: dict[str, Config], name: str
 ) -> dict[str, dict[str, Any]]:
     """Scores the split of a run, or of each of its folds; writes RUN/evaluate/NAME/ and returns the metrics by folder name.
 
-    configs: of each fold that has one of its own (cv=nested), by folder name.
+    split: None = test. checkpoint: as stored_weights has it. configs: of each fold that has one of its own (cv=nested), by folder name.
     """
-    if split not in ("train", "valid", "test"):
+    if split not in (None, *PARTS):
         raise ConfigError(f"split={split}: choose train, valid or test")
     folds = sorted(folder.glob("fold_*"), key=lambda path: int(path.name.rpartition("_")[2])) or [folder]
     info = read_folds_info((folder if (folder / FILE).exists() else folder.parent) / FILE)
     dataset = merge_classes(build.build_dataset(cfg, trust), info.get("merged", ()))
     everything = {fold.number: fold for fold in stored_folds(info)}
+    if is_other(dataset, info):
+        part, fold = own_part(dataset, split, info)
+        everything = {number: replace(fold, number=number) for number in everything}
+        cfg, configs = _for_scoring(cfg), {place: _for_scoring(config) for place, config in configs.items()}
+    else:
+        part = split or "test"
     found = {}
     for path in folds:
         number = int(path.name.rpartition("_")[2]) if path.name.startswith("fold_") else 0
         if number not in everything:
             raise RunFolderError(f"{path}: the stored folds have no number {number}")
-        found[path.name] = score_fold(configs.get(path.name, cfg), path, everything[number], dataset, split, checkpoint, trust, name)
+        weights = stored_weights(cfg, path, checkpoint)
+        found[path.name] = score_fold(configs.get(path.name, cfg), weights, everything[number], dataset, part, trust, name)
     if len(found) > 1 and os.environ.get("RANK", "0") == "0":
         for line in over_folds(folder, found):
             log.info("%s", line)
@@ -76,40 +87,27 @@ def quiet_loaders() -> Iterator[None]:
         loader_log.setLevel(before)
 
 
-def stored_weights(cfg: Config, folder: Path, checkpoint: str) -> Path:
-    """The position below checkpoints/ that is meant, its files verified. Raises RunFolderError."""
-    status = read_status(folder)
-    if checkpoint == "best" and (status is None or status.state != "done"):
-        raise RunFolderError(f"{folder} is not finished: say which weights, checkpoint=last or a folder below checkpoints/")
-    if checkpoint == "best" and cfg["cv"]["selection"] == "last":
-        checkpoint = "last"  # what the run reported
-    weights = folder / "checkpoints" / checkpoint
-    if not weights.exists():
-        weights = weights.with_name("last")  # a run without validation has no best
-    try:
-        verified(weights.resolve())
-    except (ValueError, OSError) as error:
-        raise RunFolderError(f"{weights}: {error}") from error
-    return weights
+def _for_scoring(cfg: Config) -> Config:
+    """The configuration for other data, of which nothing is trained: it may have fewer training samples than a batch."""
+    return cfg | {"trainer": cfg["trainer"] | {"drop_last": False}}
 
 
 def score_fold(
-    cfg: Config, folder: Path, fold: Fold, dataset: RecordDataset, split: str, checkpoint: str, trust: Sequence[str], name: str
+    cfg: Config, weights: Path, fold: Fold, dataset: RecordDataset, split: str, trust: Sequence[str], name: str
 ) -> dict[str, Any]:
-    """Metrics of one fold's weights on a part."""
-    weights = stored_weights(cfg, folder, checkpoint)
-    parts = fold.parts(dataset)
+    """Metrics of one fold's weights on a part. weights: RUN/checkpoints/POSITION."""
+    folder, parts = weights.parents[1], fold.parts(dataset)
     if not parts[split]:
         raise ConfigError(f"split={split}: this run has no {split} part")
     adopt_slurm()
     trainer = cfg["trainer"]
     settings = LaunchSettings(trainer["device"], trainer["mixed_precision"], 1, trainer["deterministic"], trainer["group_timeout_s"], None)
     accelerator = launch(settings, None, folder)
-    texts = dataset.training_texts(parts["train"])
-    tokenizer = build.build_tokenizer(cfg, dataset.vocabulary_texts(parts["train"]))
+    tokenizer, corpus = stored_words(cfg, folder)
+    corpus = corpus or (tokenizer.corpus(dataset.training_texts(parts["train"])) if tokenizer else None)
     classes = build.training_classes(dataset, parts["train"])
     model = build.build_model(cfg, classes, tokenizer, trust)
-    objective = build.build_objective(cfg, model, tokenizer.corpus(texts) if tokenizer else None, trust)
+    objective = build.build_objective(cfg, model, corpus, trust)
     objective.to(accelerator.device)
     cache = build.build_cache(cfg, model, dataset, tokenizer)  # as the run had it: its checkpoints lack the towers that were tables
     if cache:

@@ -4,13 +4,13 @@ import json
 import logging
 import os
 import re
-import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mmexpert.engine.export import MADE_BY, origin
 from mmexpert.engine.files import strict_json, write_atomic
 from mmexpert.engine.secrets import mask_text, masked
 from mmexpert.types import ConfigError, RunFolderError
@@ -47,7 +47,9 @@ def save_shared(source: Path, folder: Path) -> Path:
         content = json.loads(path.read_text(encoding="utf-8"))
         content = {key: value for key, value in content.items() if key not in ("name_or_path", "_name_or_path")}
         write_atomic(path, strict_json(content, indent=1))
-    write_atomic(temporary / "README.md", (temporary / "README.md").read_text(encoding="utf-8") + _origin(source.parent))
+    card = (temporary / "README.md").read_text(encoding="utf-8")
+    if MADE_BY not in card:  # of an older version
+        write_atomic(temporary / "README.md", card + origin(source.parent))
     if folder.exists():
         os.rename(folder, old)
     os.rename(temporary, folder)
@@ -126,21 +128,6 @@ def _shared(config: Config, folder: Path) -> Config:
     nulled = {"model": "towers", "combiner": "weights"}
     parts = {name: config[name] | {key: None} for name, key in nulled.items() if config.get(name) and key in config[name]}
     return config | {"encoder": encoders, "dataset": dataset} | parts
-
-
-def _origin(run: Path) -> str:
-    """What the model card tells of the run beside it: the protocol of its figures, and its command without paths; empty without a run."""
-    metrics, environment = run / "metrics.json", run / "environment.json"
-    if not (metrics.exists() and environment.exists()):
-        return ""
-    lines = ["", "| part | protocol of the figures |", "|---|---|"]
-    for part, protocol in json.loads(metrics.read_text(encoding="utf-8")).get("protocol", {}).items():
-        told = ", ".join(f"{key} {value}" for key, value in protocol.items() if isinstance(value, (str, int, float)) and key != "part")
-        lines.append(f"| {part} | {told} |")
-    words = shlex.split(json.loads(environment.read_text(encoding="utf-8"))["command"])
-    pairs = [(word, *word.partition("=")[::2]) for word in words]
-    command = " ".join(f"{key}=PATH" if "/" in value or "\\" in value else word for word, key, value in pairs)
-    return "\n".join([*lines, "", f"Made by `{command}`", ""])
 
 
 def _own_source(role: str, node: Config, folder: Path) -> Config:

@@ -1,7 +1,8 @@
-"""`python -m mmexpert.submit run=RUN dataset.split=test1 name=NAME [overrides]`: the two files for CIRR's test server.
+"""`python -m mmexpert.submit run=RUN split=test1 name=NAME [overrides]`: the two files for CIRR's test server.
 
+run: a run folder, one of its checkpoints, or its model/. split: test1, or val to compare with evaluate; short for dataset.split.
 Writes RUN/submission/recall_submission_NAME.json and recall_subset_submission_NAME.json after they pass the check.
-`python -m mmexpert.submit check=A.json[,B.json] run=RUN|dataset=cirr dataset.root=DIR dataset.split=test1`: the check alone, of files
+`python -m mmexpert.submit check=A.json[,B.json] run=RUN|dataset=cirr dataset.root=DIR split=test1`: the check alone, of files
 that are there; needs no pictures. Two files are also compared with each other.
 """
 
@@ -16,10 +17,11 @@ from omegaconf import OmegaConf
 from mmexpert.command_line import composed, launch, trust_list
 from mmexpert.evaluate import overridden, stored_run
 from mmexpert.own_keys import own_and_overrides, shown_help
+from mmexpert.run_place import run_place
 from mmexpert.types import ConfigError
 
 log = logging.getLogger(__name__)
-OWN_KEYS = {"run": None, "check": None, "name": None}
+OWN_KEYS = {"run": None, "split": None, "check": None, "name": None}
 
 
 def application() -> None:
@@ -27,6 +29,10 @@ def application() -> None:
     if shown_help(__doc__):
         return
     own, overrides = own_and_overrides(sys.argv[1:], OWN_KEYS)
+    if own["split"] is not None:
+        if any(override.startswith("dataset.split=") for override in overrides):
+            raise ConfigError("split= and dataset.split= are one key: give one of them")
+        overrides.append(f"dataset.split={own['split']}")
     cfg = configuration(own["run"], overrides)
     from mmexpert import submitting
 
@@ -44,7 +50,7 @@ def application() -> None:
 def configuration(run: str | None, overrides: list[str]) -> dict[str, Any]:
     """The run's configuration with values changed; without a run, that of `dataset=cirr` with the overrides."""
     if run is not None:
-        cfg = overridden(stored_run(Path(run)), overrides, OWN_KEYS)
+        cfg = overridden(stored_run(run_place(Path(run), None).folder), overrides, OWN_KEYS)
     else:
         cfg = {
             "dataset": OmegaConf.to_container(
@@ -57,7 +63,7 @@ def configuration(run: str | None, overrides: list[str]) -> dict[str, Any]:
     if dataset["root"] == "???":
         raise ConfigError("dataset.root has no value yet: write dataset.root=DIR, the folder of captions/ and image_splits/")
     if not dataset["split"]:
-        raise ConfigError("dataset.split has no value: write dataset.split=test1 (or val, to compare the files with evaluate)")
+        raise ConfigError("dataset.split has no value: write split=test1 (or val, to compare the files with evaluate)")
     return cfg
 
 

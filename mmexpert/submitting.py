@@ -17,6 +17,7 @@ from mmexpert.data.workers import BatchSource, Stream, WorkerSettings
 from mmexpert.evaluators.composed import check_complete, encode_part
 from mmexpert.loading import load
 from mmexpert.models.composed import Composed
+from mmexpert.run_place import run_place
 from mmexpert.submission import faults_of, insist, ranked_names, read_submission, recalls, write_submission
 from mmexpert.types import Batch, ConfigError, RunFolderError
 
@@ -37,7 +38,10 @@ def check(paths: Sequence[Path], node: dict[str, Any]) -> None:
 
 
 def submit(cfg: dict[str, Any], run: Path, name: str, trust: Sequence[str]) -> list[Path]:
-    """Paths of the two files written below RUN/submission. Raises DataError where pictures are missing or the check finds a fault."""
+    """Paths of the two files written below RUN/submission. Raises DataError where pictures are missing or the check finds a fault.
+
+    run: also one of its checkpoints, or its model/.
+    """
     if cfg["dataset"]["allow_missing"]:
         raise ConfigError("dataset.allow_missing=true drops queries, but the server wants all of them: fetch the pictures")
     dataset = build.build_dataset(cfg, trust)
@@ -57,7 +61,7 @@ def submit(cfg: dict[str, Any], run: Path, name: str, trust: Sequence[str]) -> l
     order = {record.id: row for row, record in enumerate(dataset.records)}
     rows = torch.tensor([order[query.id] for query in annotations.queries])  # records are sorted by id, queries as in the file
     contents = ranked_names(encoded.query[rows], encoded.pictures, encoded.reference[rows], encoded.members[rows], annotations)
-    paths = write_submission(run / "submission", name, contents, annotations)
+    paths = write_submission(run_place(run, None).folder / "submission", name, contents, annotations)
     log.info("written: %s", ", ".join(map(str, paths)))
     if annotations.queries[0].target:
         _log_recalls(recalls(contents, annotations))

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from mmexpert import build
+from mmexpert.command_line import said_beside
 from mmexpert.config import NOT_HASHED, instantiate
 from mmexpert.data.records import content_lines
 from mmexpert.engine.chance import chance_loss, contrastive_rows
 from mmexpert.engine.class_merge import without_small
-from mmexpert.engine.console import fold_log, set_up_logging
+from mmexpert.engine.console import fold_log, note_command, set_up_logging
 from mmexpert.engine.data_records import keep_records
-from mmexpert.engine.export import save_model, save_pth
+from mmexpert.engine.export import save_model
 from mmexpert.engine.failures import translated
 from mmexpert.engine.finish import Finished, load_best, score_parts, write_results
 from mmexpert.engine.folds import Fold, fold_seed
@@ -33,10 +34,12 @@ from mmexpert.engine.stops import Stops
 from mmexpert.engine.tracking import NAMES
 from mmexpert.fold_runs import run_folds
 from mmexpert.fold_workers import check_workers
+from mmexpert.kept_models import keep_best, keep_pth
 from mmexpert.nested import nested_train
 from mmexpert.report import write_report
 from mmexpert.session import Session, load_initial, open_run, start_line
 from mmexpert.types import ConfigError, MmexpertError, RunFolderError, StorageError
+from mmexpert.vocabulary import settle_words
 
 log = logging.getLogger(__name__)
 Config = dict[str, Any]
@@ -104,7 +107,8 @@ def open_session(cfg: Config, folder: Path, overrides: list[str], trust: Sequenc
     digest, ranks = config_hash(cfg, NOT_HASHED), stops.ranks
     check_shared(folder, ranks)
     if ranks.rank == 0:
-        write_run_files(folder, cfg, overrides, digest, ranks.processes)
+        write_run_files(folder, cfg, overrides, digest, ranks.processes, said_beside(trust))
+        note_command(folder)
     dataset = on_first_rank(ranks, lambda: build.build_dataset(cfg, trust), share=False)
     if dataset is None:  # another rank: what had to be simulated is there by now
         dataset = build.build_dataset(cfg, trust)
@@ -136,7 +140,7 @@ def train_fold(session: Session, fold: Fold, count: int, accelerator: Any) -> fl
     own_log: AbstractContextManager[None] = nullcontext()
     if folder != session.folder and ranks.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        write_run_files(folder, cfg, session.overrides, session.hash, ranks.processes)
+        write_run_files(folder, cfg, session.overrides, session.hash, ranks.processes, said_beside(session.trust))
         write_class_table(folder, session.dataset)
         own_log = fold_log(folder)
     started = time.monotonic()
@@ -179,11 +183,10 @@ def _train(
     with session.stops.at_once():  # nothing is there to be saved
         seed_all(seed)
         texts = dataset.training_texts(parts["train"])
-        tokenizer = build.build_tokenizer(cfg, dataset.vocabulary_texts(parts["train"]))
+        tokenizer, corpus = settle_words(cfg, folder, dataset.vocabulary_texts(parts["train"]), texts, ranks)
         classes = build.training_classes(dataset, parts["train"])
         model = build.build_model(cfg, classes, tokenizer, session.trust)
-        corpus, keys = tokenizer.corpus(texts) if tokenizer else None, dataset.keys[parts["train"]]
-        objective = build.build_objective(cfg, model, corpus, session.trust, keys)
+        objective = build.build_objective(cfg, model, corpus, session.trust, dataset.keys[parts["train"]])
         if cfg["init_from"]:
             load_initial(objective, Path(cfg["init_from"]), cfg["init_strict"])
         seed_rank(seed, ranks.rank)
@@ -214,14 +217,13 @@ def _train(
         words, seconds = (tokenizer, classes), status.seconds + time.monotonic() - started
         finished = on_first_rank(ranks, lambda: _write(session, folder, objective, words, progress, scored, weights, seconds))
         run.tracker.log_images(folder / "plots", progress.step)
-        if cfg["trainer"]["export_pth"]:
-            kept = {"best": run.checkpoints.best_folder(), "latest": run.checkpoints.latest()}
-            epochs = {"best": progress.best_epoch or progress.epoch, "latest": progress.epoch}
-            rows = {name: (kept[name], progress.history[epochs[name] - 1]) for name in kept}
-            on_first_rank(ranks, lambda: save_pth(folder, rows, cfg, classes))
+        on_first_rank(ranks, lambda: keep_pth(folder, cfg, run.checkpoints, progress, classes))
         if (step := run.checkpoints.resumed_step) is not None:
             row = {"step": step, "versions": versions(), "processes": ranks.processes, "exact": run.checkpoints.exact}
             status.resumes.append(row)
+    except SystemExit:  # asked to stop: what is best so far can be used
+        keep_best(session, folder, objective, (tokenizer, classes), run.checkpoints, cache)
+        raise
     finally:
         loaders.close()
         run.tracker.finish()
@@ -244,5 +246,5 @@ def _write(
     stamped = stamps(session.dataset, session.cv.selection)
     finished = write_results(folder, session.cfg, progress, scored, origin, chance_rows, seconds, stamped)
     preparation = build.stored_preparation(session.cfg, session.dataset)
-    save_model(folder / "model", objective, session.cfg, *words, finished.metrics, preparation)
+    save_model(folder / "model", objective, session.cfg, *words, finished.metrics, preparation, weights.parent.name)
     return finished

@@ -1,13 +1,14 @@
 """What the shell gives reaches Hydra whole, run folders are functions of the overrides, and errors say what to do."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from mmexpert.command_line import prepare_arguments, run_folder
+from mmexpert.command_line import prepare_arguments, run_folder, said_beside
 from mmexpert.types import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,3 +132,24 @@ def test_help_lists_the_groups_with_their_options_and_examples(tmp_path):
     ended = call("-m", "mmexpert.train", "--help", folder=tmp_path)
     assert "encoder/radar: conv1d, vit" in ended.stdout and "loss: clip" in ended.stdout
     assert ended.stdout.count("python -m mmexpert.train") >= 8
+
+
+def test_the_stored_command_holds_trust_and_what_was_said_of_hydra_but_nothing_of_launcher_and_sweep(tmp_path, monkeypatch):
+    from hydra.core.hydra_config import HydraConfig
+
+    from mmexpert import train
+    from mmexpert.engine.results import command
+
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # put back at the end: Hydra leaves this test's there
+    noted, folder = [], tmp_path / "lr=1"
+    (tmp_path / "conf").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "mmexpert.training.train_run", lambda cfg, run, overrides, trust: noted.append(command([*overrides, *said_beside(trust)], 1))
+    )
+    said = ["trust=[theirpkg,other]", f"hydra.searchpath=[file://{tmp_path}/conf]", "loss=siglip", f"hydra.run.dir={folder}"]
+    monkeypatch.setattr("sys.argv", ["train", *said, "hydra/launcher=basic", "hydra.sweep.dir=elsewhere", "hydra.launcher._target_=x"])
+    train.main()
+    (line,) = noted
+    assert shlex.split(line)[:4] == ["python", "-m", "mmexpert.train", "loss=siglip"]
+    assert set(shlex.split(line)[4:]) == {"trust=[theirpkg,other]", said[1], f"hydra.run.dir='{folder}'"}  # as Hydra's grammar wants it

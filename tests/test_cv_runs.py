@@ -95,7 +95,9 @@ def test_every_fold_has_its_own_log_and_classes_and_the_run_has_all_lines(refitt
     everything = (refitted / "log.txt").read_text()
     for k in (1, 2):
         own = (refitted / f"fold_{k}" / "log.txt").read_text()
-        assert f"[fold {k}/2]" in own and f"[fold {3 - k}/2]" not in own and own in everything
+        command, _, lines = own.partition("\n")
+        assert f"[fold {k}/2]" in lines and f"[fold {3 - k}/2]" not in lines and lines in everything
+        assert command.endswith(stored(refitted / f"fold_{k}" / "environment.json")["command"])
         assert stored(refitted / f"fold_{k}" / "classes.json") == stored(refitted / "classes.json")
 
 

@@ -84,6 +84,17 @@ def test_an_exported_model_opens_where_neither_run_nor_data_are_and_names_no_pat
     assert "`python -m mmexpert.train" in card and "dataset.root=PATH" in card and "films" not in card
 
 
+def test_the_best_checkpoint_is_exported_as_the_model_and_another_one_is_not(tiny_run, command):
+    command(f"run={tiny_run}/checkpoints/best")
+    card = (tiny_run / "export" / "best" / "model" / "README.md").read_text()
+    assert card.count("Made by `") == card.count("| test | ") == 1
+    kept = json.loads((tiny_run / "model" / "config.json").read_text())["checkpoint"]
+    other = next(path for path in (tiny_run / "checkpoints").glob("epoch_*") if path.name != kept)
+    with pytest.raises(RunFolderError, match="the figures of the model card are those of"):
+        command(f"run={other}")
+    shutil.rmtree(tiny_run / "export")
+
+
 def test_without_out_the_model_goes_below_the_run_and_a_second_time_replaces_it(tiny_run, command):
     for _ in range(2):
         command(f"run={tiny_run}")

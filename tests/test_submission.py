@@ -11,7 +11,7 @@ from composed_vector import SHARED, gallery_features, text_features
 from mmexpert.data.cirr import read_cirr
 from mmexpert.metrics.composed import ComposedRanks, cirr_metrics, group_ranks, rank_targets
 from mmexpert.submission import LIMIT, Submitted, faults_of, ranked_names, read_submission, recalls, write_submission
-from mmexpert.types import DataError
+from mmexpert.types import ConfigError, DataError
 
 needs_annotations = pytest.mark.skipif(not (SHARED / "cirr").is_dir(), reason=f"the real annotations are not in {SHARED}")
 
@@ -131,6 +131,20 @@ def test_the_command_checks_two_files_without_any_picture(annotations, contents,
     assert "no fault, 6 queries" in caplog.text
     paths[0].write_text(paths[0].read_text().replace("rc2", "rc3"))
     with pytest.raises(DataError, match="1 fault, .*\n.*version is 'rc3'"):
+        submit.application()
+
+
+def test_split_is_short_for_dataset_split(annotations, contents, tmp_path, monkeypatch, caplog):
+    from mmexpert import submit
+
+    path = write_submission(tmp_path / "out", "mine", contents, annotations)[0]
+    arguments = ["submit", f"check={path}", f"dataset.root={tmp_path / 'cirr_dataset'}", "split=test1"]
+    monkeypatch.setattr("sys.argv", arguments)
+    with caplog.at_level("INFO"):
+        submit.application()
+    assert "no fault, 6 queries" in caplog.text
+    monkeypatch.setattr("sys.argv", [*arguments, "dataset.split=val"])
+    with pytest.raises(ConfigError, match="split= and dataset.split= are one key"):
         submit.application()
 
 

@@ -1,6 +1,7 @@
 """What a person sees while a run goes on: a bar on a terminal, plain lines otherwise; rank 0 only."""
 
 import contextlib
+import json
 import logging
 import os
 import sys
@@ -60,16 +61,27 @@ def set_up_logging(folder: Path, rank: int) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
+def note_command(folder: Path) -> None:
+    """The command of environment.json as a line of the folder's log.txt alone: the screen has it above."""
+    path = os.path.abspath(folder / "log.txt")
+    command = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["command"]
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler) and handler.baseFilename == path:
+            handler.handle(log.makeRecord(log.name, logging.INFO, __file__, 0, "%s", (command,), None))
+
+
 @contextlib.contextmanager
 def fold_log(folder: Path) -> Iterator[None]:
-    """Messages go to the fold's own log.txt too, unless the screen is that file (a process of cv.workers)."""
+    """The command and messages go to the fold's own log.txt too, unless the screen is that file (a process of cv.workers)."""
     path = folder / "log.txt"
     if path.exists() and os.path.samestat(os.fstat(1), path.stat()):
+        log.info("%s", json.loads((folder / "environment.json").read_text(encoding="utf-8"))["command"])
         yield
         return
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(Masked(_LINE))
     logging.getLogger().addHandler(handler)
+    note_command(folder)
     try:
         yield
     finally:

@@ -1,6 +1,7 @@
 """model/: what mmexpert.load() reads. Weights, plain configuration, tokenizer, classes and a model card; no data, no run."""
 
 import os
+import shlex
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -11,13 +12,16 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmexpert.engine.files import fsync_path, plain, sha256_file, strict_json, write_atomic
-from mmexpert.engine.results import versions
+from mmexpert.engine.results import read_json, versions
 from mmexpert.engine.secrets import masked
 from mmexpert.engine.step_folder import read_weights
 from mmexpert.types import ClassTable, StorageError
 
 PARTS = ("encoder", "model", "combiner", "similarity", "dataset")
 """Nodes of the configuration that a loaded model needs: dataset for its transforms alone."""
+
+MADE_BY = "Made by `"
+"""What stands before the command in a model card."""
 
 
 def save_model(
@@ -28,8 +32,12 @@ def save_model(
     classes: ClassTable | None,
     metrics: dict[str, Any],
     preparation: dict[str, Any],
+    checkpoint: str,
 ) -> None:
-    """Writes the folder whole: into a temporary one, then renamed over the old. preparation: nodes by role, fitted numbers included."""
+    """Writes the folder whole: into a temporary one, then renamed over the old. preparation: nodes by role, fitted numbers included.
+
+    checkpoint: name of the weights' folder below checkpoints/. The run's metrics.json and environment.json beside it go into the card.
+    """
     temporary = folder.with_name(f".tmp-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -54,9 +62,10 @@ def save_model(
         "metrics": {name: value for name, value in metrics.items() if isinstance(value, (int, float))},
         "versions": versions(),
         "fingerprint": sha256_file(temporary / "model.safetensors"),
+        "checkpoint": checkpoint,
     }
     write_atomic(temporary / "config.json", strict_json(content, indent=1))
-    write_atomic(temporary / "README.md", model_card(config, metrics, objective.model))
+    write_atomic(temporary / "README.md", model_card(config, metrics, objective.model) + origin(folder.parent))
     old = folder.with_name(f".old-{folder.name}")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -92,9 +101,10 @@ def save_pth(folder: Path, checkpoints: dict[str, tuple[Path, dict[str, Any]]], 
 
 
 def model_card(config: dict[str, Any], metrics: dict[str, Any], model: nn.Module) -> str:
-    """README.md of a model folder: task, data, metrics; the licence is for the owner to fill in."""
+    """README.md of a model folder: task, data, metrics; the licence is for the owner to fill in. Figures of test, else of valid."""
+    parts = [part for part in ("test/", "valid/") if any(name.startswith(part) for name in metrics)]
     rows = "\n".join(
-        f"| {name} | {value:.4g} |" for name, value in metrics.items() if isinstance(value, float) and name.startswith("test/")
+        f"| {name} | {value:.4g} |" for name, value in metrics.items() if isinstance(value, float) and name.startswith(tuple(parts[:1]))
     )
     task = "reference picture and text against target picture" if hasattr(model, "compose") else f"{model.query} against {model.target}"
     data = config["dataset"]["_target_"].rsplit(".", 1)[1]
@@ -106,9 +116,28 @@ def model_card(config: dict[str, Any], metrics: dict[str, Any], model: nn.Module
 
 Licence:
 
-| metric (see metrics.json of the run for its protocol) | value |
+| metric | value |
 |---|---|
 {rows}
 
 Limits: figures hold for the data above; a gallery of another size gives other recalls.
 """
+
+
+def origin(run: Path) -> str:
+    """What a model card tells of the run's folder: the protocol of its figures, and its command with PATH for paths of the machine.
+
+    Empty without a run; an unfinished one has no figures yet.
+    """
+    metrics, environment = run / "metrics.json", run / "environment.json"
+    if not environment.exists():
+        return ""
+    lines = [""]
+    if metrics.exists():
+        lines += ["| part | protocol of the figures |", "|---|---|"]
+        for part, protocol in read_json(metrics).get("protocol", {}).items():
+            told = ", ".join(f"{key} {value}" for key, value in protocol.items() if isinstance(value, (str, int, float)) and key != "part")
+            lines.append(f"| {part} | {told} |")
+    pairs = [(word, *word.partition("=")[::2]) for word in shlex.split(read_json(environment)["command"])]
+    command = " ".join(f"{key}=PATH" if "/" in value or "\\" in value else word for word, key, value in pairs)
+    return "\n".join([*lines, "", f"{MADE_BY}{command}`", ""])

@@ -14,7 +14,7 @@ from mmexpert.data.records import Record, RecordDataset
 from mmexpert.engine.cv_settings import CvSettings
 from mmexpert.engine.given_folds import read_given
 from mmexpert.engine.splitting import check_cover, check_repeats, cut, folds_of, own_parts, small_classes
-from mmexpert.types import ConfigError, DataError
+from mmexpert.types import ConfigError, DataError, RunFolderError
 
 log = logging.getLogger(__name__)
 PARTS = ("train", "valid", "test")
@@ -38,10 +38,13 @@ class Fold:
     place: str = ""
 
     def parts(self, dataset: RecordDataset) -> dict[str, list[int]]:
-        """Indices into the data set's records of train, valid and test, and of external where there is one."""
+        """Indices into the data set's records of train, valid and test, and of external where there is one. Raises RunFolderError."""
         index = {record.id: i for i, record in enumerate(dataset.records)}
         names = (*PARTS, "external") if self.external else PARTS
-        return {name: [index[sample] for sample in getattr(self, name)] for name in names}
+        try:
+            return {name: [index[sample] for sample in getattr(self, name)] for name in names}
+        except KeyError as error:
+            raise RunFolderError(f"{_called(self)}: its record {error} is not in this data set: give the run's own data") from error
 
     def folder(self, run: Path) -> Path:
         """Where its files lie: the run's own folder without folds."""

@@ -6,6 +6,7 @@ import platform
 import shlex
 import socket
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_run_files(folder: Path, config: dict[str, Any], overrides: list[str], config_hash: str, processes: int) -> None:
-    """config.yaml, config.json and environment.json."""
+def write_run_files(
+    folder: Path, config: dict[str, Any], overrides: list[str], config_hash: str, processes: int, beside: Sequence[str] = ()
+) -> None:
+    """config.yaml, config.json and environment.json. beside: what else the command says, trust= and of Hydra."""
     import yaml
 
     clean = masked(config)
@@ -38,7 +41,7 @@ def write_run_files(folder: Path, config: dict[str, Any], overrides: list[str], 
         folder / "config.json", strict_json({"config": clean, "overrides": masked(overrides), "config_hash": config_hash}, indent=1)
     )
     environment = {
-        "command": mask_text(command(overrides, processes)),
+        "command": mask_text(command([*overrides, *beside], processes)),
         "versions": versions(),
         "platform": platform.platform(),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or [platform.processor() or "cpu"],
@@ -50,10 +53,10 @@ def write_run_files(folder: Path, config: dict[str, Any], overrides: list[str], 
     write_atomic(folder / "environment.json", strict_json(environment, indent=1))
 
 
-def command(overrides: list[str], processes: int) -> str:
+def command(arguments: list[str], processes: int) -> str:
     """The exact command that reproduces the run."""
     start = "python" if processes == 1 else f"torchrun --nproc_per_node {processes}"
-    return f"{start} -m mmexpert.train {shlex.join(overrides)}".rstrip()
+    return f"{start} -m mmexpert.train {shlex.join(arguments)}".rstrip()
 
 
 def git_state() -> dict[str, Any]:

@@ -30,7 +30,7 @@ class Toy(nn.Module):
 def save(folder, value=1.0):
     export.save_model(
         folder, Toy(value), CONFIG, None, ClassTable(names=("a",), texts=(("an a",),), counts=(1,)), {"test/R@1": 12.5, "monitor": "x"},
-        {"image": {"_target_": "somewhere", "sd": [0.5]}},
+        {"image": {"_target_": "somewhere", "sd": [0.5]}}, "epoch_01_val_12.5",
     )  # fmt: skip
 
 
