@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from mmexpert.command_line import help_text, launch, trust_list
 from mmexpert.config import CONF_DIR, NOT_HASHED, check
 from mmexpert.engine.lock import RunLock
+from mmexpert.engine.slurm import adopt_slurm
 from mmexpert.engine.status import Status, config_difference, config_hash, read_status, trained
 from mmexpert.sweep_jobs import check_direction, remove_empty
 from mmexpert.types import RunFolderError
@@ -130,6 +131,7 @@ def stored_value(folder: Path) -> float | None:
 
 def main() -> None:
     """Entry point of `python -m mmexpert.train` and mmexpert-train."""
+    adopt_slurm()
     if {"-h", "--help"} & set(sys.argv[1:]):
         sys.stdout.write(help_text())
         return

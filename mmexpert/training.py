@@ -25,7 +25,8 @@ from mmexpert.engine.lock import RunLock, holder
 from mmexpert.engine.loop import fit
 from mmexpert.engine.progress import Progress
 from mmexpert.engine.results import provenance, read_json, versions, write_run_files
-from mmexpert.engine.runtime import LaunchSettings, Ranks, adopt_slurm, check_shared, launch, on_first_rank, seed_all, seed_rank
+from mmexpert.engine.runtime import LaunchSettings, Ranks, check_shared, launch, on_first_rank, seed_all, seed_rank
+from mmexpert.engine.slurm import adopt_slurm
 from mmexpert.engine.stamps import stamps
 from mmexpert.engine.status import Status, config_hash, note_failure, read_status, told_error, trained, write_status
 from mmexpert.engine.step_folder import newest_position

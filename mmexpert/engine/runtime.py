@@ -86,17 +86,6 @@ class LaunchSettings:
     expect_processes: int | None
 
 
-def adopt_slurm() -> None:
-    """Maps srun's variables to RANK, LOCAL_RANK, WORLD_SIZE and MASTER_*, where no launcher has set them."""
-    slurm = os.environ
-    if "RANK" in slurm or int(slurm.get("SLURM_NTASKS", "1")) < 2 or "SLURM_PROCID" not in slurm:
-        return
-    os.environ["RANK"], os.environ["LOCAL_RANK"] = slurm["SLURM_PROCID"], slurm.get("SLURM_LOCALID", "0")
-    os.environ["WORLD_SIZE"] = slurm["SLURM_NTASKS"]
-    os.environ.setdefault("MASTER_ADDR", slurm.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
-    os.environ.setdefault("MASTER_PORT", str(20000 + int(slurm.get("SLURM_JOB_ID", "0")) % 20000))
-
-
 def launch(settings: LaunchSettings, tracker_name: str | None, folder: Path) -> Accelerator:
     """The Accelerator of one fold. Raises ConfigError for what the device can not do, ProcessError where processes are missing."""
     precision = "no" if settings.mixed_precision is False else str(settings.mixed_precision)  # YAML reads a bare no as false
