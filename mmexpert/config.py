@@ -6,6 +6,7 @@ Imports Hydra and the standard library only: `--help` must not wait for torch.
 import difflib
 import importlib
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mmexpert.schema import RunKeys, TrainerKeys
+from mmexpert.schema import PARTS_OF_DATA, RANGES, RunKeys, TrainerKeys
 from mmexpert.trust import PARTS, check_target
 from mmexpert.types import ConfigError, MmexpertError
 
@@ -58,12 +59,15 @@ CHOICES = {
     "data_check": ("quick", "deep", "off"),
     "trainer.device": ("auto", "cpu", "cuda"),
     "trainer.nonfinite": ("stop", "skip"),
+    "trainer.accumulate": ("gradients", "features"),
+    "trainer.compile": ("none", "blocks"),
+    "trainer.loss_tile": ("auto", "dense", "store", "recompute"),
+    "trainer.loss_exchange": ("auto", "rows", "ring"),
 }
 _NUMBERS = (
     *("optimizer.lr", "optimizer.weight_decay", "optimizer.eps", "optimizer.momentum"),
     *("scheduler.warmup", "scheduler.min_lr", "loss.temperature"),
 )
-_AT_LEAST_ONE = ("epochs", "max_steps", "batch_size", "eval_batch_size", "accumulation", "keep_last", "log_every", "save_every_steps")
 
 
 def check(cfg: DictConfig) -> dict[str, Any]:
@@ -85,15 +89,25 @@ def check(cfg: DictConfig) -> dict[str, Any]:
         value = OmegaConf.select(cfg, key)
         if value not in allowed:
             raise ConfigError(f"{key}={value}: choose one of {', '.join(allowed)}")
-    if plain["seed"] < 0:
-        raise ConfigError(f"seed={plain['seed']}: a seed is 0 or above")
-    for key in (*(f"trainer.{key}" for key in _AT_LEAST_ONE), "cache_batch_size"):
-        if (value := OmegaConf.select(cfg, key)) is not None and value < 1:
-            raise ConfigError(f"{key}={value}: 1 or more")
+    for key, bounds in RANGES.items():
+        _check_range(key, OmegaConf.select(cfg, key), *bounds)
+    parts = plain["final_parts"]
+    if not isinstance(parts, list) or any(part not in PARTS_OF_DATA for part in parts):
+        raise ConfigError(f"final_parts={parts}: a list out of {', '.join(PARTS_OF_DATA)}, such as final_parts=[valid,test]")
     for key in _NUMBERS:
         if isinstance(value := OmegaConf.select(cfg, key), str):
             raise ConfigError(f"{key}={value!r}: a number is needed")
     return plain
+
+
+def _check_range(key: str, value: Any, least: float, inclusive: bool, nullable: bool) -> None:
+    if value is None and nullable:
+        return
+    if not isinstance(value, (int, float)) or not (
+        least <= value < math.inf if inclusive else least < value < math.inf
+    ):  # a NaN is in no range
+        allowed = f"{least} or more" if inclusive else f"above {least}"
+        raise ConfigError(f"{key}={'null' if value is None else value}: {allowed}{', or null' if nullable else ''}")
 
 
 def _missing(node: Any, path: str) -> Iterator[str]:
