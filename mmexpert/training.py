@@ -34,6 +34,7 @@ from mmexpert.engine.tracking import NAMES
 from mmexpert.fold_runs import run_folds
 from mmexpert.fold_workers import check_workers
 from mmexpert.nested import nested_train
+from mmexpert.rehearsal import rehearse
 from mmexpert.report import write_report
 from mmexpert.session import Session, load_initial, open_run, start_line
 from mmexpert.types import ConfigError, MmexpertError, RunFolderError, StorageError
@@ -99,6 +100,7 @@ def open_session(cfg: Config, folder: Path, overrides: list[str], trust: Sequenc
     check_shared(folder, ranks)
     if ranks.rank == 0:
         write_run_files(folder, cfg, overrides, digest, ranks.processes)
+    rehearse(cfg, trust, ranks.processes)
     dataset = on_first_rank(ranks, lambda: build.build_dataset(cfg, trust), share=False)
     if dataset is None:  # another rank: what had to be simulated is there by now
         dataset = build.build_dataset(cfg, trust)

@@ -51,6 +51,7 @@ class HumanML3D(RadarDataset):
     radar: Any
 
     def __post_init__(self) -> None:
+        self.check_common()
         if self.long not in ("crop", "windows"):
             raise ConfigError(f"dataset.long={self.long}: choose crop or windows")
         if self.placements < 1:

@@ -47,6 +47,7 @@ class RadHar(RadarDataset):
     mirror_allowed = True  # the five classes are symmetric, and their prompts tell no side
 
     def __post_init__(self) -> None:
+        self.check_common()
         self._check_keys()
         faults = FaultList("radhar", self.on_error)
         files = self._files(Path(self.root), faults)

@@ -17,6 +17,8 @@ from mmexpert.types import ClassTable, ConfigError, DataError
 Draw = tuple[int, int, int]
 """(index, epoch, repeat): which record, in which epoch (-1 = evaluation: nothing random), its how-manieth draw in that epoch."""
 
+POSITIVES = ("instance", "text", "label", "group")
+
 
 @dataclass(frozen=True)
 class Record:
@@ -177,7 +179,7 @@ def positive_keys(records: Sequence[Record], by: str) -> np.ndarray:
         else:
             names = caption_components(records)
     else:
-        raise ConfigError(f"dataset.positives={by!r}: choose instance, text, label or group")
+        raise ConfigError(f"dataset.positives={by!r}: choose {', '.join(POSITIVES)}")
     return np.array([stable_key(name) for name in names], dtype=np.int64)
 
 

@@ -1,5 +1,6 @@
 """What every tower is."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,7 +13,7 @@ class Encoder(nn.Module):
     """A tower: inputs of one role -> Encoding of width dim. lr_scale: its learning rate as a share of optimizer.lr.
 
     fine_tuned: whether its backbone begins with stored weights and learns on, so that a high rate would destroy them. Raises
-    ConfigError where dim is null.
+    ConfigError where dim is null or lr_scale is negative.
     """
 
     fine_tuned = False
@@ -21,11 +22,18 @@ class Encoder(nn.Module):
         super().__init__()
         if dim is None:
             raise ConfigError("model.projection_dim=null is for towers with a width of their own (encoder/image=clip, encoder/text=clip)")
+        check_lr_scale("encoder.*.lr_scale", lr_scale)
         self.dim, self.lr_scale = dim, lr_scale
 
     def frozen_modules(self) -> list[nn.Module]:
         """Modules that learn nothing and stay in evaluation mode."""
         return []
+
+
+def check_lr_scale(key: str, value: Any) -> None:
+    """Raises ConfigError where a tower's share of the learning rate is no finite number of 0 or more: below, it would train uphill."""
+    if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ConfigError(f"{key}={value}: a share of optimizer.lr, 0 or more")
 
 
 def require_keys(node: dict[str, Any], names: Iterable[str], key: str) -> None:

@@ -1,0 +1,85 @@
+"""What a configuration can not be built from is told before any data are read or simulated."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from mmexpert import build, training
+from mmexpert.command_line import composed, groups
+from mmexpert.config import check
+from mmexpert.data import radar_sim
+from mmexpert.rehearsal import rehearse
+from mmexpert.types import ConfigError
+
+WRONG = {
+    "encoder.radar.trunk._target_=foo.Bar": "encoder.radar.trunk._target_='foo.Bar' is refused",
+    "+encoder.radar.trunk.layer=2": "encoder.radar.trunk.layer: .* did you mean 'layers'",
+    "encoder.radar.lr_scale=-1": "encoder.radar.lr_scale=-1: a share of optimizer.lr, 0 or more",
+    "encoder.text.lr_scale=-1": "encoder.text.lr_scale=-1: a share of optimizer.lr, 0 or more",
+    "encoder.radar.lr_scale=foo": "encoder.radar.lr_scale='foo': a number is needed",
+    "encoder.radar.fusion.view_dropout=3": "encoder.radar.fusion.view_dropout=3: a probability, 0..1",
+    "encoder.radar.width=foo": "encoder.radar.width='foo': a whole number is needed",
+    "encoder.radar.width=1.5": "encoder.radar.width=1.5: a whole number is needed",
+    "encoder.radar.trunk.heads=7": "heads=7 does not divide the width",
+    "encoder.text.freeze_backbone=maybe": "encoder.text.freeze_backbone='maybe': true or false is needed",
+    "loss.temperature=5": "loss.temperature=5: 0.01..1",
+    "loss.learn_scale=1": "loss.learn_scale=1: true or false is needed",
+    "evaluator.k=[0]": "evaluator.k=.0.: one or more limits of at least 1",
+    "optimizer.lr=-1": "optimizer: Invalid learning rate: -1",
+    "optimizer.betas=[0.9,foo]": "optimizer: ",
+    "scheduler.warmup=2": "scheduler.warmup=2: a share, 0..1",
+    "cv.inner_val=2": "cv.inner_val=2 is a share",
+    "trainer.save_top_k=0": "trainer.save_top_k=0: 1 or more",
+    "trainer.mode=most": "trainer.mode=most: choose min, max or null",
+    "trainer.batch_size=65": "trainer.batch_size=65 .* must be a multiple",
+}
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_what_can_not_be_built_is_told_without_data(override):
+    with pytest.raises(ConfigError, match=f"^{WRONG[override]}"):
+        rehearse(check(composed(override)), (), 2)
+
+
+@pytest.mark.parametrize("preset", groups()["experiment"])
+def test_every_preset_passes(preset):
+    more = ["dataset.root=somewhere"] if OmegaConf.is_missing(composed(f"experiment={preset}").dataset, "root") else []
+    rehearse(check(composed(f"experiment={preset}", *more)), (), 1)
+
+
+@pytest.mark.parametrize("head, loss", [("linear", "superclip"), ("both", "superclip"), ("text", "composite"), ("none", "siglip")])
+@pytest.mark.parametrize("similarity", ["none", "global", "local", "attention", "temporal", "combined"])
+def test_what_fits_together_passes(head, loss, similarity):
+    rehearse(check(composed(f"model/head={head}", f"loss={loss}", f"similarity={similarity}", "encoder/radar=vit")), (), 1)
+
+
+def test_a_run_is_rehearsed_before_its_data_are_built(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "build_dataset", lambda *given: pytest.fail("the data were built"))
+    with pytest.raises(ConfigError, match="encoder.radar.trunk._target_='foo.Bar' is refused"):
+        training.train_run(check(composed(*tiny, "encoder.radar.trunk._target_=foo.Bar")), tmp_path / "run", [], ())
+
+
+@pytest.mark.parametrize(
+    "override, told",
+    [
+        ("dataset.unit_length=5", "dataset.max_length=496 must be a multiple of dataset.unit_length=5"),
+        ("dataset.views=[dopler]", "dataset.views="),
+        ("dataset.normalize.floor_db=60", "dataset.normalize.floor_db=60: dB below the reference, a number below 0"),
+        ("dataset.normalize.floor_db=0", "dataset.normalize.floor_db=0: dB below"),
+        ("dataset.normalize.reference=-1", "dataset.normalize.reference=-1: clip .its maximum., or an amplitude above 0"),
+        ("dataset.normalize.reference=foo", "dataset.normalize.reference=foo: clip"),
+        ("dataset.normalize.kind=foo", "dataset.normalize.kind=foo: choose db, log1p, none"),
+        ("dataset.augmentation={gain_db:foo}", "dataset.augmentation.gain_db='foo': a number is needed"),
+        ("dataset.augmentation={time_mask:-1}", "dataset.augmentation.time_mask=-1: a share"),
+        ("dataset.radar.scatterers=0", "dataset.radar.scatterers=0: a whole number, 1 or more"),
+        ("dataset.radar.clutter=-1", "dataset.radar.clutter=-1: a whole number, 0 or more"),
+        ("dataset.radar.noise=-1", "dataset.radar.noise=-1: a standard deviation, 0 or more"),
+        ("dataset.radar.noise=foo", "dataset.radar.noise='foo': a number is needed"),
+        ("dataset.seed=-1", "dataset.seed=-1: a whole number, 0 or more"),
+        ("dataset.train=foo", "dataset.train='foo': a whole number is needed"),
+        ("dataset.positives=foo", "dataset.positives=foo: choose instance, text, label, group"),
+    ],
+)
+def test_what_is_wrong_with_clips_is_told_before_they_are_simulated(override, told, monkeypatch):
+    monkeypatch.setattr(radar_sim, "cached_folder", lambda *given: pytest.fail("clips were simulated"))
+    with pytest.raises(ConfigError, match=f"^{told}"):
+        build.build_dataset(check(composed(override)))
