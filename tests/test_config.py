@@ -47,6 +47,14 @@ def test_a_part_of_another_group_is_refused():
         instantiate({"_target_": "mmexpert.losses.clip.ClipLoss"}, "encoder")
 
 
+def test_a_misspelt_class_or_module_of_this_package_is_answered_with_those_that_there_are():
+    with pytest.raises(ConfigError, match=r"mmexpert.losses.clip has no class ClipLos: did you mean 'ClipLoss'\? There are ClipLoss$"):
+        instantiate({"_target_": "mmexpert.losses.clip.ClipLos"}, "loss")
+    with pytest.raises(ConfigError, match=r"no module mmexpert.losses.clp: did you mean 'clip'\? There are base, clip, .*siglip") as told:
+        instantiate({"_target_": "mmexpert.losses.clp.ClipLoss"}, "loss")
+    assert "trust=" not in str(told.value)
+
+
 def test_an_unknown_key_of_a_part_names_the_nearest():
     node = {"_target_": "mmexpert.losses.clip.ClipLoss", "temprature": 0.07}
     with pytest.raises(ConfigError, match="loss.temprature: .* did you mean 'temperature'"):
