@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 @hydra.main(version_base="1.3", config_path=CONF_DIR, config_name="train")
 def application(cfg: DictConfig) -> float | None:
     """One job: returns the best value of the first monitored key, for sweepers."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)  # without Hydra's time stamps
+    level = logging.DEBUG if logging.getLogger().level == logging.DEBUG else logging.INFO  # Hydra sets it for hydra.verbose=true
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout, force=True)  # without Hydra's time stamps
     hydra_config = HydraConfig.get()
     folder, overrides = Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task)
     try:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from mmexpert.engine.external import line
 from mmexpert.engine.secrets import mask_text
+from mmexpert.engine.waiting import Waiting
 
 log = logging.getLogger(__name__)
 _LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"  # of log.txt
@@ -40,7 +41,8 @@ class Masked(logging.Formatter):
 def set_up_logging(folder: Path, rank: int) -> None:
     """Messages of the package to the screen (rank 0) and to log.txt (log_rankN.txt on other ranks)."""
     root = logging.getLogger()
-    root.setLevel(logging.INFO)
+    if root.level != logging.DEBUG:  # which hydra.verbose=true has set
+        root.setLevel(logging.INFO)
     for handler in list(root.handlers):
         root.removeHandler(handler)
         handler.close()
@@ -79,6 +81,7 @@ class Console:
     def __init__(self, prefix: str, steps_per_epoch: int, shown: list[str]) -> None:
         self.prefix, self.steps_per_epoch, self.shown = prefix, steps_per_epoch, shown
         self.bar: tqdm | None = None
+        self.waiting = Waiting()
 
     def step(self, row: dict[str, Any]) -> None:
         """A logged step: loss parts, rate, time spent waiting for data."""
@@ -96,8 +99,7 @@ class Console:
             self.bar.update(done - self.bar.n)
         else:
             log.info("%sEpoch %d [Train] step %d: %s", self.prefix, row["epoch"], row["step"], text)
-        if row["data_time"] > 0.3 * row["batch_time"] and row["step"] > 2 * self.steps_per_epoch:
-            log.debug("%.0f %% of the time is waiting for data: raise trainer.num_workers", 100 * row["data_time"] / row["batch_time"])
+        self.waiting.add(row)
 
     def epoch(self, row: dict[str, Any]) -> None:
         """An epoch's end: training means and validation metrics."""
@@ -116,6 +118,7 @@ class Console:
                 if part == "valid" and f"valid/{key}" in row and key != "acc":
                     text += f", {name} {key}: {row[f'valid/{key}']:.2f}"
             log.info("%sEpoch %d %s", self.prefix, row["epoch"], text)
+        self.waiting.tell()
 
 
 def result_table(metrics: dict[str, Any], protocol: dict[str, Any]) -> list[str]:
