@@ -136,6 +136,8 @@ def start_line(
         "truncated_captions": truncated,
         "warnings": dataset.exclusions.warnings,
     }
+    if dataset.lengths:
+        report["clips_by_frames"] = dict(dataset.lengths)
     write_data_report(session.folder, report, dataset.exclusions.dropped)
 
 

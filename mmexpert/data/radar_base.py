@@ -13,6 +13,7 @@ from mmexpert.data.sampling import EVALUATION, sample_rng
 from mmexpert.data.views import Lengths, ViewTransform, view_names
 from mmexpert.types import ClassTable, ConfigError, DataError
 
+_BIN = 32  # frames
 CAPTIONS = ("random", "first", "all")
 
 
@@ -60,6 +61,7 @@ class RadarDataset(RecordDataset):
 
     def take(self, name: str, records: list[Record], frames: dict[str, int], classes: ClassTable | None = None) -> None:
         """Makes the records this data set's; frames: length of each record's clip by id."""
+        self.lengths = length_histogram([frames[record.id] for record in records])
         dropped = []
         if self.short == "drop":
             dropped = [r for r in records if frames[r.id] < self.min_length]
@@ -111,6 +113,12 @@ class RadarDataset(RecordDataset):
         clips = {name: (record, number) for record in self.records for number, name in enumerate(self.versions(record))}
         sources = ((name, partial(self.load, *clips[name])) for name in sorted(clips))
         return RadarPack((self.pack, self.cache_dir), [sorted(clips), self.packed_from()], self.view_names, self.transform, sources)
+
+
+def length_histogram(frames: Sequence[int]) -> dict[str, int]:
+    """How many clips have so many frames, by ranges of 32 such as "96..127": from the shortest to the longest, empty ranges too."""
+    bins = [length // _BIN for length in frames]
+    return {f"{_BIN * k}..{_BIN * (k + 1) - 1}": bins.count(k) for k in range(min(bins), max(bins) + 1)} if bins else {}
 
 
 def _drawn(names: Sequence[str], rng: np.random.Generator | None) -> int:
