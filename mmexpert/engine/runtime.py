@@ -69,6 +69,14 @@ class Ranks:
             torch.distributed.all_reduce(values)
         return values
 
+    def largest(self, value: float) -> float:
+        """The largest of one number a rank."""
+        if self.processes == 1:
+            return value
+        values = torch.tensor([value], dtype=torch.float32, device=self.accelerator.device)
+        torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
+        return float(values)
+
     def mean(self, values: Tensor) -> Tensor:
         """Element-wise mean over ranks, each of which holds as many rows."""
         return self.sum(values) / self.processes
