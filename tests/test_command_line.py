@@ -194,3 +194,13 @@ def test_help_lists_the_groups_with_their_options_and_examples(tmp_path):
     ended = call("-m", "mmexpert.train", "--help", folder=tmp_path)
     assert "encoder/radar: conv1d, vit" in ended.stdout and "loss: clip" in ended.stdout
     assert ended.stdout.count("python -m mmexpert.train") >= 8
+
+
+def test_the_console_script_completes_options_as_readme_says(tmp_path):
+    for page in ("README.md", "README.zh-CN.md"):
+        assert 'eval "$(mmexpert-train -sc install=bash)"' in (ROOT / page).read_text(encoding="utf-8")
+    script = "import sys\nfrom mmexpert.train import main\nsys.argv = ['mmexpert-train', '-sc', 'query=bash']\nmain()"
+    line = "mmexpert-train encoder/radar="
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COMP_LINE": line, "COMP_POINT": str(len(line))}
+    ended = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.stdout.split() == ["encoder/radar=conv1d", "encoder/radar=vit"], ended.stderr
