@@ -8,6 +8,8 @@ import torch
 from mmexpert.config import check_node, instantiate, locate
 from mmexpert.data.sampling import micro_batch
 from mmexpert.encoders.base import check_lr_scale
+from mmexpert.encoders.image import check_size
+from mmexpert.encoders.tokenizer import check_max_length
 from mmexpert.engine.progress import Choice
 from mmexpert.types import ClassTable, ConfigError
 
@@ -29,10 +31,8 @@ def rehearse(cfg: Config, trust: Sequence[str], processes: int) -> None:
     early = trainer["early_stopping"]
     Choice(trainer["mode"], trainer["save_top_k"], early["monitor"], early["patience"], early["min_delta"])
     for role, node in (cfg.get("encoder") or {}).items():
-        if node and "lr_scale" in node:
-            check_lr_scale(f"encoder.{role}.lr_scale", node["lr_scale"])
-        if node and _can_be_built(node):
-            _build_tower(role, node)
+        if node:
+            _check_tower(role, node)
     for group in ("similarity", "loss", "evaluator", "combiner", "tracker", "cv"):
         if (node := cfg.get(group)) and _can_be_built(node) and node.get("dim", 0) is not None:
             instantiate(node, group)
@@ -66,7 +66,16 @@ def _can_be_built(node: Config) -> bool:
     return node["_target_"].startswith("mmexpert.") and not any(node.get(key) for key in _SOURCES)
 
 
-def _build_tower(role: str, node: Config) -> None:
+def _check_tower(role: str, node: Config) -> None:
+    """What can be said of a tower that waits for its weights; one that has none is built."""
+    if "lr_scale" in node:
+        check_lr_scale(f"encoder.{role}.lr_scale", node["lr_scale"])
+    if role == "text" and "max_length" in node:
+        check_max_length(node["max_length"])
+    if role == "image" and {"side", "in_chans"} <= set(node):
+        check_size(node["side"], node["in_chans"])
+    if not _can_be_built(node):
+        return
     given = {"tokenizer": locate(node["_target_"]).tokenizer_for(["a"], node)} if role == "text" else {}
     with torch.device("meta"):
         instantiate(node, "encoder", **given)

@@ -20,6 +20,21 @@ WRONG = {
     "encoder.radar.width=foo": "encoder.radar.width='foo': a whole number is needed",
     "encoder.radar.width=1.5": "encoder.radar.width=1.5: a whole number is needed",
     "encoder.radar.trunk.heads=7": "heads=7 does not divide the width",
+    "encoder.radar.trunk.heads=0": "heads=0 does not divide the width",
+    "encoder.radar.trunk.heads=-1": "heads=-1 does not divide the width",
+    "encoder.radar.trunk.layers=-1": "encoder.radar.trunk: layers=-1 is 0 or more",
+    "encoder.radar.trunk.dropout=-1": "encoder.radar.trunk: .*dropout=-1 0 to below 1",
+    "encoder.radar.trunk.context_length=0": "encoder.radar.trunk: .*context_length=0 1 or more",
+    "encoder.radar.fusion.views=0": "encoder.radar.fusion.views=0: places",
+    "encoder.radar.width=0": "encoder.radar.width=0: channels, 1 or more",
+    "encoder.text.bert.width=foo": "encoder.text.bert.width=foo: a whole number, 1 or more",
+    "encoder.text.bert.layers=-1": "encoder.text.bert.layers=-1: a whole number, 1 or more",
+    "encoder.text.bert.heads=3": "encoder.text.bert.heads=3 does not divide the width 128",
+    "encoder.text.bert.dropout=foo": "encoder.text.bert.dropout=foo: a share",
+    "encoder.text.bert.init_std=0": "encoder.text.bert.init_std=0: a standard deviation, above 0",
+    "encoder.text.max_length=0": "encoder.text.max_length=0: 3 or more",
+    "model.projection_dim=0": "model.projection_dim=0: 1 or more",
+    "cv.max_folds=0": "cv.max_folds=0: 1 or more",
     "encoder.text.freeze_backbone=maybe": "encoder.text.freeze_backbone='maybe': true or false is needed",
     "loss.temperature=5": "loss.temperature=5: 0.01..1",
     "loss.learn_scale=1": "loss.learn_scale=1: true or false is needed",
@@ -40,14 +55,51 @@ def test_what_can_not_be_built_is_told_without_data(override):
         rehearse(check(composed(override)), (), 2)
 
 
+VIT = {
+    "depth=-1": "depth=-1: a whole number, 1 or more",
+    "width=foo": "width=foo: a whole number",
+    "heads=0": "heads=0: a whole",
+    "dropout=1": "dropout=1: a share, 0 or above, below 1",
+}
+
+
+@pytest.mark.parametrize("override", VIT)
+def test_sizes_of_a_vision_transformer_are_numbers(override):
+    with pytest.raises(ConfigError, match=f"^encoder.radar.tower.{VIT[override]}"):
+        rehearse(check(composed("encoder/radar=vit", f"encoder.radar.tower.{override}")), (), 1)
+
+
+@pytest.mark.parametrize(
+    "overrides, told",
+    [
+        (["experiment=image_text", "encoder/image=clip", "encoder.image.side=0"], "encoder.image.side=0: pixels, 1 or more"),
+        (["experiment=image_text", "encoder/image=clip", "encoder.image.lr_scale=-1"], "encoder.image.lr_scale=-1: a share"),
+        (["experiment=image_text", "encoder/text=minilm", "encoder.text.max_length=2"], "encoder.text.max_length=2: 3 or more"),
+        (["experiment=cir_combiner", "combiner.hidden_dim=0"], "combiner.hidden_dim=0: 1 or more, or null"),
+        (["experiment=cir_combiner", "combiner=sum"], "combiner.dropout: mmexpert.models.combiner.SumCombiner takes no such key"),
+    ],
+)
+def test_towers_that_wait_for_stored_weights_are_asked_for_what_can_be_said(overrides, told):
+    with pytest.raises(ConfigError, match=f"^{told}"):
+        rehearse(check(composed(*overrides)), (), 1)
+
+
 @pytest.mark.parametrize("preset", groups()["experiment"])
 def test_every_preset_passes(preset):
     more = ["dataset.root=somewhere"] if OmegaConf.is_missing(composed(f"experiment={preset}").dataset, "root") else []
     rehearse(check(composed(f"experiment={preset}", *more)), (), 1)
 
 
-@pytest.mark.parametrize("head, loss", [("linear", "superclip"), ("both", "superclip"), ("text", "composite"), ("none", "siglip")])
-@pytest.mark.parametrize("similarity", ["none", "global", "local", "attention", "temporal", "combined"])
+@pytest.mark.parametrize(
+    "head, loss, similarity",
+    [
+        ("linear", "superclip", "global"),
+        ("both", "superclip_token", "local"),
+        ("text", "composite", "attention"),
+        ("none", "siglip", "temporal"),
+        ("none", "clip_one_way", "combined"),
+    ],
+)
 def test_what_fits_together_passes(head, loss, similarity):
     rehearse(check(composed(f"model/head={head}", f"loss={loss}", f"similarity={similarity}", "encoder/radar=vit")), (), 1)
 

@@ -22,6 +22,8 @@ class Encoder(nn.Module):
         super().__init__()
         if dim is None:
             raise ConfigError("model.projection_dim=null is for towers with a width of their own (encoder/image=clip, encoder/text=clip)")
+        if dim < 1:
+            raise ConfigError(f"model.projection_dim={dim}: 1 or more")
         check_lr_scale("encoder.*.lr_scale", lr_scale)
         self.dim, self.lr_scale = dim, lr_scale
 
@@ -42,3 +44,13 @@ def require_keys(node: dict[str, Any], names: Iterable[str], key: str) -> None:
     if names != set(node):
         wrong = ", ".join(sorted(names ^ set(node)))
         raise ConfigError(f"{key} holds {', '.join(sorted(node))}, expected {', '.join(sorted(names))}: add or remove {wrong}")
+
+
+def require_sizes(node: dict[str, Any], names: Iterable[str], key: str) -> None:
+    """Raises ConfigError where one of the named sizes is no whole number of 1 or more, or its dropout no share of 0 to below 1."""
+    for name in names:
+        if not isinstance(node[name], int) or node[name] < 1:
+            raise ConfigError(f"{key}.{name}={node[name]}: a whole number, 1 or more")
+    dropout = node.get("dropout", 0)
+    if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise ConfigError(f"{key}.dropout={dropout}: a share, 0 or above, below 1")

@@ -36,6 +36,8 @@ class Concat(Fusion):
 
     def __init__(self, dim: int, view_dropout: float, views: int) -> None:
         super().__init__(dim, view_dropout)
+        if views < 1:
+            raise ConfigError(f"encoder.radar.fusion.views={views}: places side by side, one for each view that there can be: 3")
         self.absent = nn.Parameter(torch.zeros(views, dim))
         self.join = nn.Linear(views * dim, dim)
 

@@ -22,13 +22,20 @@ SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _LONGEST_SUFFIX = 5
 
 
+def check_max_length(value: int) -> None:
+    """Raises ConfigError where a text of so many tokens could hold none beside the two that frame it."""
+    if value < 3:
+        raise ConfigError(f"encoder.text.max_length={value}: 3 or more, two of which frame the text")
+
+
 class TextTokenizer:
     """A Hugging Face tokenizer with a length: texts -> padded tensors. truncated counts the texts that were too long.
 
-    Raises ConfigError where the tokenizer has neither a padding nor an end token.
+    Raises ConfigError where the tokenizer has neither a padding nor an end token, or the length leaves room for no word.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        check_max_length(max_length)
         self.tokenizer, self.max_length, self.truncated = tokenizer, max_length, 0
         if tokenizer.pad_token_id is None:
             if tokenizer.eos_token_id is None:
