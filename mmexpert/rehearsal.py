@@ -27,6 +27,8 @@ def rehearse(cfg: Config, trust: Sequence[str], processes: int) -> None:
     trainer = cfg["trainer"]
     for key, group, node, given in _nodes(cfg):
         check_node(node, key, group, trust, given)
+    if (width := cfg["model"].get("projection_dim")) is not None and width < 1:
+        raise ConfigError(f"model.projection_dim={width}: 1 or more")
     micro_batch(trainer["batch_size"], processes, trainer["accumulation"])
     early = trainer["early_stopping"]
     Choice(trainer["mode"], trainer["save_top_k"], early["monitor"], early["patience"], early["min_delta"])
@@ -63,7 +65,7 @@ def _schedule_is_given(node: Config) -> set[str]:
 
 
 def _can_be_built(node: Config) -> bool:
-    return node["_target_"].startswith("mmexpert.") and not any(node.get(key) for key in _SOURCES)
+    return node["_target_"].startswith("mmexpert.") and not any(isinstance(node.get(key), str) for key in _SOURCES)
 
 
 def _check_tower(role: str, node: Config) -> None:
@@ -83,6 +85,8 @@ def _check_tower(role: str, node: Config) -> None:
 
 def _build_optimizer(cfg: Config, trust: Sequence[str]) -> None:
     """With one parameter and one step."""
+    if cfg["optimizer"].get("eps", 1) <= 0:  # torch takes 0, and a gradient of 0 then gives a NaN
+        raise ConfigError(f"optimizer.eps={cfg['optimizer']['eps']}: above 0")
     try:
         optimizer = instantiate(cfg["optimizer"], "optimizer", params=[torch.nn.Parameter(torch.zeros(1))])
     except (TypeError, ValueError) as error:  # torch's word on a number out of range, or on none

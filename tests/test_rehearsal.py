@@ -72,6 +72,15 @@ def test_sizes_of_a_vision_transformer_are_numbers(override):
 @pytest.mark.parametrize(
     "overrides, told",
     [
+        (["similarity=combined", "similarity.weights.local=foo"], "similarity.weights=.*: one number of 0 or above"),
+        (["similarity=combined", "similarity.weights.local=-1"], "similarity.weights=.*: one number of 0 or above"),
+        (["similarity=combined", "similarity.temporal.gamma=0"], "similarity.gamma=0: above 0"),
+        (["loss=composite", "loss.terms.token.weight=-1"], "loss.terms.token.weight=-1: 0 or more"),
+        (["loss=composite", "loss.terms.token.weight=foo"], "loss.terms.token.weight=foo: 0 or more"),
+        (["experiment=hip", "model/head=linear", "model.head.prior_tau=-1"], "model.head.prior_tau=-1: 0 or more"),
+        (["experiment=hip", "evaluator.seed=-1"], "evaluator.seed=-1: 0 or more"),
+        (["optimizer.eps=0"], "optimizer.eps=0: above 0"),
+        (["model.projection_dim=-1"], "model.projection_dim=-1: 1 or more"),
         (["experiment=image_text", "encoder/image=clip", "encoder.image.side=0"], "encoder.image.side=0: pixels, 1 or more"),
         (["experiment=image_text", "encoder/image=clip", "encoder.image.lr_scale=-1"], "encoder.image.lr_scale=-1: a share"),
         (["experiment=image_text", "encoder/text=minilm", "encoder.text.max_length=2"], "encoder.text.max_length=2: 3 or more"),
@@ -79,7 +88,7 @@ def test_sizes_of_a_vision_transformer_are_numbers(override):
         (["experiment=cir_combiner", "combiner=sum"], "combiner.dropout: mmexpert.models.combiner.SumCombiner takes no such key"),
     ],
 )
-def test_towers_that_wait_for_stored_weights_are_asked_for_what_can_be_said(overrides, told):
+def test_parts_of_other_tasks_and_towers_that_wait_for_their_weights_are_asked_for_what_can_be_said(overrides, told):
     with pytest.raises(ConfigError, match=f"^{told}"):
         rehearse(check(composed(*overrides)), (), 1)
 
@@ -108,6 +117,23 @@ def test_a_run_is_rehearsed_before_its_data_are_built(tiny, tmp_path, monkeypatc
     monkeypatch.setattr(build, "build_dataset", lambda *given: pytest.fail("the data were built"))
     with pytest.raises(ConfigError, match="encoder.radar.trunk._target_='foo.Bar' is refused"):
         training.train_run(check(composed(*tiny, "encoder.radar.trunk._target_=foo.Bar")), tmp_path / "run", [], ())
+
+
+@pytest.mark.parametrize(
+    "preset, override, told",
+    [
+        ("hip", "dataset.balance.smooth=foo", "dataset.balance.smooth='foo': a number is needed"),
+        ("hip", "dataset.seed=-1", "dataset.seed=-1: a whole number, 0 or more"),
+        ("humanml3d", "dataset.split.test=-1", "dataset.split: valid=0.05 and test=-1 are shares"),
+        ("humanml3d", "dataset.split.valid=foo", "dataset.split: valid=foo and test=0.15 are shares"),
+        ("radhar", "dataset.window=0", "dataset.window=0 and dataset.stride=10 are frames, at least 1"),
+        ("radhar", "dataset.augmentation.time_shift=-1", "dataset.augmentation.time_shift=-1: 0 or 1"),
+    ],
+)
+def test_numbers_of_other_sets_are_told_before_a_file_is_read(preset, override, told):
+    root = [] if preset == "hip" else ["dataset.root=/nowhere"]
+    with pytest.raises(ConfigError, match=f"^{told}"):
+        build.build_dataset(check(composed(f"experiment={preset}", *root, override)))
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,6 @@ class RadarDataset(RecordDataset):
                 raise ConfigError(f"dataset.{key}={getattr(self, key)}: choose {', '.join(choices)}")
         if (self.augmentation or {}).get("mirror") and not self.mirror_allowed:
             raise ConfigError("dataset.augmentation.mirror: these captions tell left from right, which a mirror makes false")
-        if not isinstance(self.seed, int) or self.seed < 0:
-            raise ConfigError(f"dataset.seed={self.seed}: a whole number, 0 or more")
 
     def take(self, name: str, records: list[Record], frames: dict[str, int], classes: ClassTable | None = None) -> None:
         """Makes the records this data set's; frames: length of each record's clip by id."""

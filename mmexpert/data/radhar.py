@@ -47,8 +47,8 @@ class RadHar(RadarDataset):
     mirror_allowed = True  # the five classes are symmetric, and their prompts tell no side
 
     def __post_init__(self) -> None:
-        self.check_common()
         self._check_keys()
+        self.check_common()
         faults = FaultList("radhar", self.on_error)
         files = self._files(Path(self.root), faults)
         texts = self._texts(sorted({path.parent.name for _, path in files}), faults)

@@ -163,6 +163,8 @@ def check_augmentation(keys: dict[str, float]) -> None:
             raise ConfigError(f"dataset.augmentation.{key}={value}: whole rows, 0..127")
         if key in _SHARES and not 0 <= value <= 1:
             raise ConfigError(f"dataset.augmentation.{key}={value}: a share or probability, 0..1")
+        if key == "time_shift" and value not in (0, 1):
+            raise ConfigError(f"dataset.augmentation.time_shift={value}: 0 or 1, a circular shift by any number of frames")
         if key == "gain_db" and not 0 <= value < np.inf:
             raise ConfigError(f"dataset.augmentation.gain_db={value}: dB up and down, 0 or more")
 

@@ -37,6 +37,8 @@ class ClassificationEvaluator:
     def __init__(self, linear_probe: list[str], nearest_neighbour: list[str], prior: str, seed: int) -> None:
         if prior not in ("as_trained", "train"):
             raise ConfigError(f"evaluator.prior={prior}: choose as_trained or train")
+        if seed < 0:
+            raise ConfigError(f"evaluator.seed={seed}: 0 or more")
         for name, parts in (("linear_probe", linear_probe), ("nearest_neighbour", nearest_neighbour)):
             if strange := sorted(set(parts) - set(_PARTS)):
                 raise ConfigError(f"evaluator.{name}: there is no part {strange[0]!r}; a list of some of {', '.join(_PARTS)}")
