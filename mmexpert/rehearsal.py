@@ -1,16 +1,19 @@
 """What can be wrong with a configuration and told before any data are read or simulated: classes, their keys, parts that need no data."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from mmexpert.build import stored_towers
 from mmexpert.config import check_node, instantiate, locate
 from mmexpert.data.sampling import micro_batch
 from mmexpert.encoders.base import check_lr_scale
 from mmexpert.encoders.image import check_size
 from mmexpert.encoders.tokenizer import check_max_length
 from mmexpert.engine.progress import Choice
+from mmexpert.session import initial_weights
 from mmexpert.types import ClassTable, ConfigError
 
 Config = dict[str, Any]
@@ -19,7 +22,8 @@ _CLASSES = ClassTable(("a", "b"), (("a",), ("b",)), (1, 1))
 
 
 def rehearse(cfg: Config, trust: Sequence[str], processes: int) -> None:
-    """Raises ConfigError where the run could not be built from this configuration, as far as can be said without data.
+    """Raises ConfigError where the run could not be built from this configuration, as far as can be said without data, RunFolderError
+    where a run that it begins with is not there.
 
     Every class that it names is imported and asked for its arguments; parts of this package without stored weights are built, once for
     nothing: towers on no device, the others are small.
@@ -30,6 +34,9 @@ def rehearse(cfg: Config, trust: Sequence[str], processes: int) -> None:
     if (width := cfg["model"].get("projection_dim")) is not None and width < 1:
         raise ConfigError(f"model.projection_dim={width}: 1 or more")
     micro_batch(trainer["batch_size"], processes, trainer["accumulation"])
+    if cfg["init_from"]:
+        initial_weights(Path(cfg["init_from"]))
+    stored_towers(cfg)
     early = trainer["early_stopping"]
     Choice(trainer["mode"], trainer["save_top_k"], early["monitor"], early["patience"], early["min_delta"])
     for role, node in (cfg.get("encoder") or {}).items():

@@ -8,7 +8,7 @@ from mmexpert.command_line import composed, groups
 from mmexpert.config import check
 from mmexpert.data import radar_sim
 from mmexpert.rehearsal import rehearse
-from mmexpert.types import ConfigError
+from mmexpert.types import ConfigError, RunFolderError
 
 WRONG = {
     "encoder.radar.trunk._target_=foo.Bar": "encoder.radar.trunk._target_='foo.Bar' is refused",
@@ -111,6 +111,12 @@ def test_every_preset_passes(preset):
 )
 def test_what_fits_together_passes(head, loss, similarity):
     rehearse(check(composed(f"model/head={head}", f"loss={loss}", f"similarity={similarity}", "encoder/radar=vit")), (), 1)
+
+
+@pytest.mark.parametrize("key", ["init_from", "model.towers"])
+def test_a_run_to_begin_with_that_is_not_there_is_told_without_data(key, tmp_path):
+    with pytest.raises(RunFolderError, match=f"{key}={tmp_path}/none: no model"):
+        rehearse(check(composed("experiment=cir_combiner", f"{key}={tmp_path}/none")), (), 1)
 
 
 def test_a_run_is_rehearsed_before_its_data_are_built(tiny, tmp_path, monkeypatch):
