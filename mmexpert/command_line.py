@@ -40,10 +40,11 @@ _MAX_NAME = 120
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # Hydra makes the folder before there is a run
 
 
-def prepare_arguments(argv: Sequence[str]) -> list[str]:
-    """The arguments as Hydra's grammar can read them. Raises ConfigError for old flags and literal secrets."""
+def prepare_arguments(argv: Sequence[str], by_argparse: bool = False) -> list[str]:
+    """The arguments as Hydra's grammar can read them. Raises ConfigError for old flags, unknown ones (unless a script reads its own by
+    argparse) and literal secrets."""
     for argument, following in zip_longest(argv, argv[1:], fillvalue=""):
-        refuse_flag(argument, "" if following.startswith("--") or "=" in following else following, argv)
+        refuse_flag(argument, "" if following.startswith("--") or "=" in following else following, argv, by_argparse)
     return [_prepare(argument) for argument in argv]
 
 
@@ -110,8 +111,10 @@ def composed(*overrides: str, name: str = "train") -> "DictConfig":
         GlobalHydra.instance().hydra = running
 
 
-def launch(application: Callable[[], object]) -> None:
+def launch(application: Callable[[], object], by_argparse: bool = False) -> None:
     """Runs a Hydra application; every MmexpertError or Hydra error becomes a message on stderr and its exit code.
+
+    by_argparse: it is a script with flags of its own.
 
     A traceback is shown only for a defect of the program, or with hydra.verbose=true.
     """
@@ -119,7 +122,7 @@ def launch(application: Callable[[], object]) -> None:
     verbose = any(argument.startswith("hydra.verbose=") for argument in sys.argv)
     register()
     try:
-        arguments = prepare_arguments(sys.argv[1:])
+        arguments = prepare_arguments(sys.argv[1:], by_argparse)
         trust_list[:] = trusted(arguments)
         sys.argv[1:] = [argument for argument in arguments if not argument.startswith("trust=")]
         application()

@@ -95,9 +95,9 @@ _HYDRA = (
 )
 
 
-def refuse_flag(argument: str, following: str, argv: Sequence[str]) -> None:
+def refuse_flag(argument: str, following: str, argv: Sequence[str], by_argparse: bool) -> None:
     """Raises ConfigError for a flag that is none of Hydra's, with the key to write and the value that was typed: behind it, or as the
-    word that follows."""
+    word that follows. by_argparse: the program has flags of its own, and answers unknown ones itself."""
     flag, separator, value = argument.partition("=")
     if not flag.startswith("--"):
         return
@@ -107,7 +107,7 @@ def refuse_flag(argument: str, following: str, argv: Sequence[str]) -> None:
         raise ConfigError(f"{flag}: write {key}={(value if separator else following) or example}")
     if name in OLD_FLAGS:
         raise ConfigError(f"{flag}: write {OLD_FLAGS[name]}")
-    if not any(known.startswith(flag) for known in _HYDRA):  # argparse takes a beginning for the whole
+    if not by_argparse and not any(known.startswith(flag) for known in _HYDRA):  # argparse takes a beginning for the whole
         meant = key_hint(name, [other for other in argv if not other.startswith("-")])
-        hint = meant.removeprefix(":") if "did you mean" in meant else " There is no such flag;"
+        hint = meant.removeprefix(":") if f".{name}'" in meant else " There is no such flag;"
         raise ConfigError(f"{flag}:{hint} keys are written key=value, such as trainer.epochs=8, and --help lists them")

@@ -121,10 +121,11 @@ def _keys(group: str, option: str) -> set[str]:
     return below | set(_leaves(Path(CONF_DIR) / "train.yaml"))
 
 
-@pytest.mark.parametrize("flag", ["--frobnicate", "--frobnicate=3", "--no-such-thing"])
+@pytest.mark.parametrize("flag", ["--out", "--frobnicate", "--frobnicate=3", "--no-such-thing"])
 def test_any_other_flag_is_told_how_keys_are_written(flag):
     with pytest.raises(ConfigError, match="There is no such flag; keys are written key=value, such as trainer.epochs=8, and --help"):
         prepare_arguments(["seed=1", flag])
+    assert prepare_arguments(["seed=1", flag], by_argparse=True) == ["seed=1", flag]  # a script's own
 
 
 def test_a_flag_with_the_name_of_a_key_is_answered_with_that_key():
