@@ -32,6 +32,8 @@ def build_dataset(cfg: Config, trust: Sequence[str] = ()) -> RecordDataset:
     kind = node.pop("fingerprint", "size")  # of the run, not of a data set's own reading
     if kind not in ("size", "content"):
         raise ConfigError(f"dataset.fingerprint={kind}: choose size or content")
+    if isinstance(seed := node.get("seed"), int) and seed < 0:  # NumPy takes none below, and says so at the first sample
+        raise ConfigError(f"dataset.seed={seed}: a whole number, 0 or more")
     dataset = instantiate(node, "dataset", trust)
     if kind == "content":
         dataset.content_roots = tuple(str(node[key]) for key in ("root", "image_root") if node.get(key))

@@ -16,34 +16,12 @@ if TYPE_CHECKING:
 from mmexpert.config import CONF_DIR, NOT_HASHED, suggest
 from mmexpert.engine.secrets import SECRET, mask_text
 from mmexpert.key_hints import groups, key_hint
+from mmexpert.old_flags import RENAMED_FLAGS, refuse_flag
 from mmexpert.trust import trusted
 from mmexpert.types import ConfigError, MmexpertError, StorageError, SweepError
 
 FREE_KEYS = ("run", "index", "images", "texts", "clips", "image", "text", "clip", "features", "check", "out", "init_from")
 """Keys whose values are paths or sentences: quoted for Hydra's grammar whatever they hold."""
-
-RENAMED_FLAGS = {
-    "batch_size": ("trainer.batch_size", "64"),
-    "num_workers": ("trainer.num_workers", "2"),
-    "max_epochs": ("trainer.epochs", "8"),
-    "num_epochs": ("trainer.epochs", "8"),
-    "epochs": ("trainer.epochs", "8"),
-    "lr": ("optimizer.lr", "1e-3"),
-    "learning_rate": ("optimizer.lr", "1e-3"),
-    "version": ("name", "my_run"),
-    "data_dir": ("dataset.root", "DIR"),
-    "output_dir": ("hydra.run.dir", "DIR"),
-    "save_dir": ("hydra.run.dir", "DIR"),
-    "temperature": ("loss.temperature", "0.07"),
-}
-"""Names of the source systems and of other toolkits -> the key here, and a value where none was typed."""
-
-OLD_FLAGS = {
-    "config": "experiment=radar",
-    "resume_checkpoint": "the same command again (it resumes), or init_from=RUN",
-    "test": "python -m mmexpert.evaluate run=RUN split=test",
-}
-"""Further ones -> what to write here, whatever their value."""
 
 PLUGINS = {
     "hydra/launcher=joblib": "sweep",
@@ -63,22 +41,12 @@ _OF_SWEEPS = ("hydra.launcher", "hydra.sweep", "hydra.mode")  # sweeper too; Hyd
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # Hydra makes the folder before there is a run
 
 
-def prepare_arguments(argv: Sequence[str]) -> list[str]:
-    """The arguments as Hydra's grammar can read them. Raises ConfigError for old flags and literal secrets."""
+def prepare_arguments(argv: Sequence[str], by_argparse: bool = False) -> list[str]:
+    """The arguments as Hydra's grammar can read them. Raises ConfigError for old flags, unknown ones (unless a script reads its own by
+    argparse) and literal secrets."""
     for argument, following in zip_longest(argv, argv[1:], fillvalue=""):
-        _refuse_flag(argument, "" if following.startswith("--") or "=" in following else following)
+        refuse_flag(argument, "" if following.startswith("--") or "=" in following else following, argv, by_argparse)
     return [_prepare(argument) for argument in argv]
-
-
-def _refuse_flag(argument: str, following: str) -> None:
-    """Raises ConfigError for a flag of the source systems, with the value that was typed: behind it, or as the word that follows."""
-    flag, separator, value = argument.partition("=")
-    name = flag.removeprefix("--").replace("-", "_")
-    if flag.startswith("--") and name in RENAMED_FLAGS:
-        key, example = RENAMED_FLAGS[name]
-        raise ConfigError(f"{flag}: write {key}={(value if separator else following) or example}")
-    if flag.startswith("--") and name in OLD_FLAGS:
-        raise ConfigError(f"{flag}: write {OLD_FLAGS[name]}")
 
 
 def _prepare(argument: str) -> str:
@@ -153,8 +121,10 @@ def composed(*overrides: str, name: str = "train") -> "DictConfig":
         GlobalHydra.instance().hydra = running
 
 
-def launch(application: Callable[[], object]) -> None:
+def launch(application: Callable[[], object], by_argparse: bool = False) -> None:
     """Runs a Hydra application; every MmexpertError or Hydra error becomes a message on stderr and its exit code.
+
+    by_argparse: it is a script with flags of its own.
 
     A traceback is shown only for a defect of the program, or with hydra.verbose=true.
     """
@@ -162,7 +132,7 @@ def launch(application: Callable[[], object]) -> None:
     verbose = any(argument.startswith("hydra.verbose=") for argument in sys.argv)
     register()
     try:
-        arguments = prepare_arguments(sys.argv[1:])
+        arguments = prepare_arguments(sys.argv[1:], by_argparse)
         trust_list[:] = trusted(arguments)
         sys.argv[1:] = [argument for argument in arguments if not argument.startswith("trust=")]
         application()

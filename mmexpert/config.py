@@ -6,7 +6,8 @@ Imports Hydra and the standard library only: `--help` must not wait for torch.
 import difflib
 import importlib
 import inspect
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mmexpert.schema import RunKeys, TrainerKeys
+from mmexpert.schema import PARTS_OF_DATA, RANGES, RunKeys, TrainerKeys
 from mmexpert.trust import PARTS, check_target
 from mmexpert.types import ConfigError, MmexpertError
 
@@ -58,12 +59,16 @@ CHOICES = {
     "data_check": ("quick", "deep", "off"),
     "trainer.device": ("auto", "cpu", "cuda"),
     "trainer.nonfinite": ("stop", "skip"),
+    "trainer.accumulate": ("gradients", "features"),
+    "trainer.compile": ("none", "blocks"),
+    "trainer.loss_tile": ("auto", "dense", "store", "recompute"),
+    "trainer.loss_exchange": ("auto", "rows", "ring"),
 }
 _NUMBERS = (
     *("optimizer.lr", "optimizer.weight_decay", "optimizer.eps", "optimizer.momentum"),
     *("scheduler.warmup", "scheduler.min_lr", "loss.temperature"),
 )
-_AT_LEAST_ONE = ("epochs", "max_steps", "batch_size", "eval_batch_size", "accumulation", "keep_last", "log_every", "save_every_steps")
+_KINDS = {"int": (int, "a whole number"), "float": ((int, float), "a number"), "bool": (bool, "true or false")}
 
 
 def check(cfg: DictConfig) -> dict[str, Any]:
@@ -85,15 +90,25 @@ def check(cfg: DictConfig) -> dict[str, Any]:
         value = OmegaConf.select(cfg, key)
         if value not in allowed:
             raise ConfigError(f"{key}={value}: choose one of {', '.join(allowed)}")
-    if plain["seed"] < 0:
-        raise ConfigError(f"seed={plain['seed']}: a seed is 0 or above")
-    for key in (*(f"trainer.{key}" for key in _AT_LEAST_ONE), "cache_batch_size"):
-        if (value := OmegaConf.select(cfg, key)) is not None and value < 1:
-            raise ConfigError(f"{key}={value}: 1 or more")
+    for key, bounds in RANGES.items():
+        _check_range(key, OmegaConf.select(cfg, key), *bounds)
+    parts = plain["final_parts"]
+    if not isinstance(parts, list) or any(part not in PARTS_OF_DATA for part in parts):
+        raise ConfigError(f"final_parts={parts}: a list out of {', '.join(PARTS_OF_DATA)}, such as final_parts=[valid,test]")
     for key in _NUMBERS:
         if isinstance(value := OmegaConf.select(cfg, key), str):
             raise ConfigError(f"{key}={value!r}: a number is needed")
     return plain
+
+
+def _check_range(key: str, value: Any, least: float, inclusive: bool, nullable: bool) -> None:
+    if value is None and nullable:
+        return
+    if not isinstance(value, (int, float)) or not (
+        least <= value < math.inf if inclusive else least < value < math.inf
+    ):  # a NaN is in no range
+        allowed = f"{least} or more" if inclusive else f"above {least}"
+        raise ConfigError(f"{key}={'null' if value is None else value}: {allowed}{', or null' if nullable else ''}")
 
 
 def _missing(node: Any, path: str) -> Iterator[str]:
@@ -149,11 +164,7 @@ def instantiate(node: Any, group: str, trust: Sequence[str] = (), **given: Any) 
     plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     if not isinstance(plain, dict) or "_target_" not in plain:
         raise ConfigError(f"{group}: the node has no _target_; it holds {plain!r}")
-    nodes = list(targets(plain, group))
-    for path, found in nodes:  # all names before any class is looked at
-        check_target(f"{path}._target_", found["_target_"], PARTS[group], trust)
-    for path, found in nodes:
-        _check_arguments(path, found, set(given) if found is plain else set())
+    check_node(plain, group, group, trust, given)
     # partial: Hydra would copy what is given (modules, parameter groups) into the config
     try:
         return hydra_instantiate(plain | {"_partial_": True}, _convert_="all")(**given)
@@ -161,6 +172,18 @@ def instantiate(node: Any, group: str, trust: Sequence[str] = (), **given: Any) 
         if isinstance(error.__cause__, MmexpertError):  # of a nested part, which Hydra builds: its own words and exit code
             raise error.__cause__ from None
         raise
+
+
+def check_node(plain: dict[str, Any], key: str, group: str, trust: Sequence[str], given: Iterable[str]) -> None:
+    """Checks a node, and the nodes in it: that its classes may be named and are there, and that they take its keys.
+
+    key: where it stands in the configuration. given: arguments that come beside the node's keys. Raises ConfigError.
+    """
+    nodes = list(targets(plain, key))
+    for path, found in nodes:  # all names before any class is looked at
+        check_target(f"{path}._target_", found["_target_"], PARTS[group], trust)
+    for path, found in nodes:
+        _check_arguments(path, found, set(given) if found is plain else set())
 
 
 def targets(plain: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -191,6 +214,18 @@ def _check_arguments(path: str, node: dict[str, Any], given: set[str]) -> None:
         raise ConfigError(f"{path}.{key}: {node['_target_']} takes no such key{suggest(key, sorted(set(accepted) - given))}")
     if alien := sorted(given - set(accepted)):
         raise ConfigError(f"{path}: {node['_target_']} takes no {alien[0]}: choose another {path.split('.')[0]}=, or {alien[0]}=null")
+    for key in sorted(keys) if node["_target_"].startswith("mmexpert.") else ():
+        _check_number(f"{path}.{key}", node[key], accepted[key].annotation)
     needed = {name for name, p in accepted.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL}
     for key in sorted(needed - keys - given):
         raise ConfigError(f"{path}: {node['_target_']} needs the key {key!r}")
+
+
+def _check_number(key: str, value: Any, annotation: Any) -> None:
+    """Raises ConfigError where an argument that is annotated as a number, or one or None, is given something else."""
+    kind = str(getattr(annotation, "__name__", annotation)).removesuffix(" | None")
+    if value is None or kind not in _KINDS:
+        return
+    classes, wanted = _KINDS[kind]
+    if not isinstance(value, classes) or (isinstance(value, bool) and kind != "bool"):
+        raise ConfigError(f"{key}={value!r}: {wanted} is needed")

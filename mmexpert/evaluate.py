@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mmexpert.command_line import composed, groups, launch, run_folder, trust_list
 from mmexpert.config import suggest
+from mmexpert.engine.slurm import adopt_slurm
 from mmexpert.own_keys import Own, own_and_overrides, shown_help
 from mmexpert.run_place import run_place
 from mmexpert.types import ConfigError, RunFolderError
@@ -124,6 +125,7 @@ def overridden(stored: dict[str, Any], overrides: list[str], own: Iterable[str] 
 
 def main() -> None:
     """Entry point of `python -m mmexpert.evaluate` and mmexpert-evaluate."""
+    adopt_slurm()
     launch(application)
 
 

@@ -15,7 +15,8 @@ from mmexpert.engine.external import figures, mean_rows, tables
 from mmexpert.engine.files import csv_text, strict_json, write_atomic
 from mmexpert.engine.folds_file import FILE, read_folds_info, rows_fingerprint
 from mmexpert.engine.oof import rows_text, text_rows
-from mmexpert.engine.runtime import LaunchSettings, adopt_slurm, launch
+from mmexpert.engine.runtime import LaunchSettings, launch
+from mmexpert.engine.slurm import adopt_slurm
 from mmexpert.engine.stamps import stamps
 from mmexpert.engine.status import read_status
 from mmexpert.evaluators.classification import prediction_rows

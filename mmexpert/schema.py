@@ -5,6 +5,35 @@ from typing import Any
 
 from omegaconf import MISSING
 
+RANGES: dict[str, tuple[float, bool, bool]] = {
+    "seed": (0, True, False),
+    "expect_processes": (1, True, True),
+    "sequence_weight": (0, True, False),
+    "sequence_ramp_epochs": (0, True, False),
+    "cache_batch_size": (1, True, False),
+    "trainer.epochs": (1, True, False),
+    "trainer.max_steps": (1, True, True),
+    "trainer.batch_size": (1, True, False),
+    "trainer.eval_batch_size": (1, True, True),
+    "trainer.accumulation": (1, True, False),
+    "trainer.val_every": (1, True, False),
+    "trainer.max_grad_norm": (0, False, True),
+    "trainer.nonfinite_budget": (0, True, False),
+    "trainer.poll_every": (1, True, True),
+    "trainer.early_stopping.patience": (0, True, True),
+    "trainer.early_stopping.min_delta": (0, True, False),
+    "trainer.keep_last": (1, True, False),
+    "trainer.save_every_minutes": (0, False, True),
+    "trainer.save_every_steps": (1, True, True),
+    "trainer.num_workers": (0, True, False),
+    "trainer.prefetch_factor": (1, True, False),
+    "trainer.loader_timeout_s": (1, True, False),
+    "trainer.group_timeout_s": (1, True, False),
+    "trainer.log_every": (1, True, False),
+}
+"""Key -> (least value, whether that itself is allowed, whether null is); no value is infinite."""
+PARTS_OF_DATA = ("train", "valid", "test")
+
 
 @dataclass
 class EarlyStoppingKeys:

@@ -19,7 +19,8 @@ from mmexpert.engine.folds import PARTS, Fold
 from mmexpert.engine.folds_file import FILE, read_folds_info, stored_folds
 from mmexpert.engine.plots import write_plots
 from mmexpert.engine.results import provenance, read_json, write_predictions
-from mmexpert.engine.runtime import LaunchSettings, adopt_slurm, launch
+from mmexpert.engine.runtime import LaunchSettings, launch
+from mmexpert.engine.slurm import adopt_slurm
 from mmexpert.engine.stamps import stamps
 from mmexpert.engine.status import config_hash
 from mmexpert.engine.step_folder import MODEL, load_weights, read_weights

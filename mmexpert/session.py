@@ -139,6 +139,8 @@ def start_line(
         "truncated_captions": truncated,
         "warnings": dataset.exclusions.warnings,
     }
+    if dataset.lengths:
+        report["clips_by_frames"] = dict(dataset.lengths)
     write_data_report(session.folder, report, dataset.exclusions.dropped)
 
 
@@ -148,8 +150,8 @@ def scales_and_rates(objective: Any, optimizer: Any) -> dict[str, float]:
     return scales | {f"lr/{group['name']}": float(group["lr"]) for group in optimizer.param_groups}
 
 
-def load_initial(objective: Any, source: Path, strict: bool) -> None:
-    """Weights by name from a run, checkpoint or model folder. Raises RunFolderError for names that one side lacks, unless not strict."""
+def initial_weights(source: Path) -> Path:
+    """The file of weights of a run, checkpoint or model folder. Raises RunFolderError where there is none."""
     candidates = [
         source / "model.safetensors",
         source / "checkpoints" / "best" / "model.safetensors",
@@ -158,6 +160,12 @@ def load_initial(objective: Any, source: Path, strict: bool) -> None:
     path = next((path for path in candidates if path.exists()), None)
     if path is None:
         raise RunFolderError(f"init_from={source}: no model.safetensors there, in checkpoints/best or in model/")
+    return path
+
+
+def load_initial(objective: Any, source: Path, strict: bool) -> None:
+    """Weights by name from a run, checkpoint or model folder. Raises RunFolderError for names that one side lacks, unless not strict."""
+    path = initial_weights(source)
     missing, unexpected = objective.load_state_dict(read_weights(path.parent), strict=False)
     if missing or unexpected:
         message = f"init_from={source}: missing {missing[:5]} ({len(missing)}), unexpected {unexpected[:5]} ({len(unexpected)})"

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from mmexpert.command_line import help_text, launch, trust_list
 from mmexpert.config import CONF_DIR, NOT_HASHED, check
 from mmexpert.engine.lock import RunLock
+from mmexpert.engine.slurm import adopt_slurm
 from mmexpert.engine.status import Status, config_difference, config_hash, read_status, trained
 from mmexpert.sweep_jobs import check_direction, remove_empty
 from mmexpert.types import RunFolderError
@@ -29,7 +30,8 @@ log = logging.getLogger(__name__)
 @hydra.main(version_base="1.3", config_path=CONF_DIR, config_name="train")
 def application(cfg: DictConfig) -> float | None:
     """One job: returns the best value of the first monitored key, for sweepers."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)  # without Hydra's time stamps
+    level = logging.DEBUG if logging.getLogger().level == logging.DEBUG else logging.INFO  # Hydra sets it for hydra.verbose=true
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout, force=True)  # without Hydra's time stamps
     hydra_config = HydraConfig.get()
     folder, overrides = Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task)
     try:
@@ -130,6 +132,7 @@ def stored_value(folder: Path) -> float | None:
 
 def main() -> None:
     """Entry point of `python -m mmexpert.train` and mmexpert-train."""
+    adopt_slurm()
     if {"-h", "--help"} & set(sys.argv[1:]):
         sys.stdout.write(help_text())
         return

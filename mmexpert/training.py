@@ -26,7 +26,8 @@ from mmexpert.engine.lock import RunLock, holder
 from mmexpert.engine.loop import fit
 from mmexpert.engine.progress import Progress
 from mmexpert.engine.results import provenance, read_json, versions, write_run_files
-from mmexpert.engine.runtime import LaunchSettings, Ranks, adopt_slurm, check_shared, launch, on_first_rank, seed_all, seed_rank
+from mmexpert.engine.runtime import LaunchSettings, Ranks, check_shared, launch, on_first_rank, seed_all, seed_rank
+from mmexpert.engine.slurm import adopt_slurm
 from mmexpert.engine.stamps import stamps
 from mmexpert.engine.status import Status, config_hash, note_end, read_status, told_error, trained, write_status
 from mmexpert.engine.step_folder import newest_position
@@ -36,6 +37,7 @@ from mmexpert.fold_runs import run_folds
 from mmexpert.fold_workers import check_workers
 from mmexpert.kept_models import keep_best, keep_pth
 from mmexpert.nested import nested_train
+from mmexpert.rehearsal import rehearse
 from mmexpert.report import write_report
 from mmexpert.session import Session, load_initial, open_run, start_line
 from mmexpert.types import ConfigError, MmexpertError, RunFolderError, StorageError
@@ -109,6 +111,7 @@ def open_session(cfg: Config, folder: Path, overrides: list[str], trust: Sequenc
     if ranks.rank == 0:
         write_run_files(folder, cfg, overrides, digest, ranks.processes, said_beside(trust))
         note_command(folder)
+    rehearse(cfg, trust, ranks.processes)
     dataset = on_first_rank(ranks, lambda: build.build_dataset(cfg, trust), share=False)
     if dataset is None:  # another rank: what had to be simulated is there by now
         dataset = build.build_dataset(cfg, trust)

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import pkgutil
 import re
 import sys
 from collections.abc import Sequence
@@ -55,11 +56,27 @@ def check_target(key: str, target: Any, roots: Sequence[str], trust: Sequence[st
     well_formed = isinstance(target, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target)
     if well_formed and (target in EXACT or _is_part(target, roots, False) or _is_part(target, trust, True)):
         return
-    package = str(target).split(".")[0]
-    raise ConfigError(
-        f"{key}={target!r} is refused: it must name a class below {', '.join(roots)}; "
-        f"for your own package add trust=[{package}] to the command line"
-    )
+    package, why = str(target).split(".")[0], f"it must name a class below {', '.join(roots)}"
+    if package == "mmexpert":  # never to be trusted: it is either one of its parts or misspelt
+        raise ConfigError(f"{key}={target!r} is refused: {_misspelt(target, roots) if well_formed else why}")
+    raise ConfigError(f"{key}={target!r} is refused: {why}; for your own package add trust=[{package}] to the command line")
+
+
+def _misspelt(target: str, roots: Sequence[str]) -> str:
+    """What is wrong with a name of this package, with the modules or classes that there are."""
+    from mmexpert.config import suggest
+
+    module, name = target.rsplit(".", 1)
+    root = next((root for root in roots if f"{module}.".startswith(f"{root}.")), None)
+    if root is None:
+        return f"it must name a class below {', '.join(roots)}"
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError:
+        modules = [entry.name for entry in pkgutil.iter_modules(importlib.import_module(root).__path__)]
+        return f"there is no module {module}{suggest(module.removeprefix(f'{root}.'), modules)}"
+    classes = [own for own, part in vars(found).items() if inspect.isclass(part) and part.__module__ == module and own[0] != "_"]
+    return f"{module} has no class {name}{suggest(name, classes)}"
 
 
 def _is_part(target: str, roots: Sequence[str], functions: bool) -> bool:

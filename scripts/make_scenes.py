@@ -117,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    launch(main)
+    launch(main, by_argparse=True)

@@ -1,6 +1,7 @@
 """What the shell gives reaches Hydra whole, run folders are functions of the overrides, and errors say what to do."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from mmexpert.command_line import prepare_arguments, run_folder, said_beside
+from mmexpert.config import CONF_DIR
+from mmexpert.key_hints import _leaves, groups
+from mmexpert.old_flags import RENAMED_FLAGS
 from mmexpert.types import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,6 +77,66 @@ def test_the_answer_to_an_old_flag_repeats_the_value_that_was_typed(typed):
     with pytest.raises(ConfigError, match="--epochs: write trainer.epochs=8$"):
         prepare_arguments(["--epochs", "seed=3"])
     assert prepare_arguments([]) == []
+
+
+OLD_COMMANDS = Path(__file__).resolve().parents[1] / "docs" / "old_commands.md"
+NAMED = [
+    "model_path",
+    "multi-config",
+    "model_name",
+    "workspace",
+    "strategy",
+    "config-file",
+    "device",
+    "projection_dim",
+    "embed_dim",
+    "use-cv",
+]
+
+
+def old_flags() -> list[str]:
+    """The flags of the column `old` in docs/old_commands.md; those of launchers and of scripts here are none of a command's."""
+    flags = set()
+    for line in OLD_COMMANDS.read_text(encoding="utf-8").splitlines():
+        old = line.split("|")[1] if line.startswith("|") else ""
+        if not re.search("torchrun|srun", old):
+            flags |= {flag[2:] for flag in re.findall(r"--[a-z][\w-]*", old)}
+    return sorted(flags | set(NAMED))
+
+
+@pytest.mark.parametrize("flag", old_flags())
+def test_each_flag_that_the_page_of_old_commands_names_is_answered_with_what_to_write(flag):
+    for form in (flag.replace("_", "-"), flag.replace("-", "_")):
+        with pytest.raises(ConfigError, match=f"^--{form}: write .{{3,}}"):
+            prepare_arguments([f"--{form}", "64"])
+
+
+def test_every_key_that_an_old_flag_is_answered_with_can_be_written():
+    everywhere = {name for group, options in groups().items() for option in options for name in _keys(group, option)}
+    for flag, (key, _) in RENAMED_FLAGS.items():
+        assert key == "hydra.run.dir" or key in groups() or key in everywhere, flag
+
+
+def _keys(group: str, option: str) -> set[str]:
+    below = {f"{group.replace('/', '.')}.{name}" for name in _leaves(Path(CONF_DIR) / group / f"{option}.yaml")}
+    return below | set(_leaves(Path(CONF_DIR) / "train.yaml"))
+
+
+@pytest.mark.parametrize("flag", ["--out", "--frobnicate", "--frobnicate=3", "--no-such-thing"])
+def test_any_other_flag_is_told_how_keys_are_written(flag):
+    with pytest.raises(ConfigError, match="There is no such flag; keys are written key=value, such as trainer.epochs=8, and --help"):
+        prepare_arguments(["seed=1", flag])
+    assert prepare_arguments(["seed=1", flag], by_argparse=True) == ["seed=1", flag]  # a script's own
+
+
+def test_a_flag_with_the_name_of_a_key_is_answered_with_that_key():
+    with pytest.raises(ConfigError, match="--log-every: did you mean 'trainer.log_every'. keys are written"):
+        prepare_arguments(["--log-every", "3"])
+
+
+@pytest.mark.parametrize("arguments", [["--cfg", "job"], ["--multirun", "seed=1,2"], ["--info=all"], ["-m"], ["--config-dir", "x"]])
+def test_hydras_own_flags_pass(arguments):
+    assert prepare_arguments(arguments) == arguments
 
 
 def test_a_literal_secret_on_the_command_line_is_refused_before_hydra_stores_it():
@@ -153,3 +217,13 @@ def test_the_stored_command_holds_trust_and_what_was_said_of_hydra_but_nothing_o
     (line,) = noted
     assert shlex.split(line)[:4] == ["python", "-m", "mmexpert.train", "loss=siglip"]
     assert set(shlex.split(line)[4:]) == {"trust=[theirpkg,other]", said[1], f"hydra.run.dir='{folder}'"}  # as Hydra's grammar wants it
+
+
+def test_the_console_script_completes_options_as_readme_says(tmp_path):
+    for page in ("README.md", "README.zh-CN.md"):
+        assert 'eval "$(mmexpert-train -sc install=bash)"' in (ROOT / page).read_text(encoding="utf-8")
+    script = "import sys\nfrom mmexpert.train import main\nsys.argv = ['mmexpert-train', '-sc', 'query=bash']\nmain()"
+    line = "mmexpert-train encoder/radar="
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COMP_LINE": line, "COMP_POINT": str(len(line))}
+    ended = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.stdout.split() == ["encoder/radar=conv1d", "encoder/radar=vit"], ended.stderr

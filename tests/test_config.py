@@ -47,6 +47,14 @@ def test_a_part_of_another_group_is_refused():
         instantiate({"_target_": "mmexpert.losses.clip.ClipLoss"}, "encoder")
 
 
+def test_a_misspelt_class_or_module_of_this_package_is_answered_with_those_that_there_are():
+    with pytest.raises(ConfigError, match=r"mmexpert.losses.clip has no class ClipLos: did you mean 'ClipLoss'\? There are ClipLoss$"):
+        instantiate({"_target_": "mmexpert.losses.clip.ClipLos"}, "loss")
+    with pytest.raises(ConfigError, match=r"no module mmexpert.losses.clp: did you mean 'clip'\? There are base, clip, .*siglip") as told:
+        instantiate({"_target_": "mmexpert.losses.clp.ClipLoss"}, "loss")
+    assert "trust=" not in str(told.value)
+
+
 def test_an_unknown_key_of_a_part_names_the_nearest():
     node = {"_target_": "mmexpert.losses.clip.ClipLoss", "temprature": 0.07}
     with pytest.raises(ConfigError, match="loss.temprature: .* did you mean 'temperature'"):
@@ -121,6 +129,43 @@ def test_a_named_preset_takes_such_a_data_set(option, preset):
 def test_a_word_in_place_of_a_number_is_told_before_any_data_is_made(key):
     with pytest.raises(ConfigError, match=f"{key}='abc': a number is needed"):
         check(composed(f"{key}=abc"))
+
+
+@pytest.mark.parametrize(
+    "override, told",
+    [
+        ("trainer.max_grad_norm=-1", "trainer.max_grad_norm=-1: above 0, or null"),
+        ("trainer.max_grad_norm=0", "trainer.max_grad_norm=0: above 0, or null"),
+        ("trainer.max_grad_norm=nan", "trainer.max_grad_norm=nan: above 0, or null"),
+        ("trainer.num_workers=-1", "trainer.num_workers=-1: 0 or more"),
+        ("trainer.num_workers='2'", "trainer.num_workers=2: 0 or more"),
+        ("trainer.prefetch_factor=0", "trainer.prefetch_factor=0: 1 or more"),
+        ("trainer.loader_timeout_s=-5", "trainer.loader_timeout_s=-5: 1 or more"),
+        ("trainer.group_timeout_s=0", "trainer.group_timeout_s=0: 1 or more"),
+        ("trainer.val_every=0", "trainer.val_every=0: 1 or more"),
+        ("trainer.poll_every=-1", "trainer.poll_every=-1: 1 or more, or null"),
+        ("trainer.nonfinite_budget=-1", "trainer.nonfinite_budget=-1: 0 or more"),
+        ("trainer.epochs=0", "trainer.epochs=0: 1 or more"),
+        ("trainer.save_every_minutes=0", "trainer.save_every_minutes=0: above 0, or null"),
+        ("trainer.early_stopping.patience=-1", "trainer.early_stopping.patience=-1: 0 or more, or null"),
+        ("trainer.early_stopping.min_delta=-0.1", "trainer.early_stopping.min_delta=-0.1: 0 or more"),
+        ("sequence_weight=-1", "sequence_weight=-1: 0 or more"),
+        ("sequence_ramp_epochs=-2", "sequence_ramp_epochs=-2: 0 or more"),
+        ("expect_processes=0", "expect_processes=0: 1 or more, or null"),
+        ("seed=-1", "seed=-1: 0 or more"),
+        ("final_parts=[foo]", "final_parts=.'foo'.: a list out of train, valid, test"),
+        ("final_parts=test", "final_parts=test: a list out of train, valid, test"),
+        ("trainer.loss_tile=fast", "trainer.loss_tile=fast: choose one of auto"),
+    ],
+)
+def test_a_run_level_value_out_of_its_range_is_told_with_the_range_before_any_data_is_made(override, told):
+    with pytest.raises(ConfigError, match=f"^{told}"):
+        check(composed(override))
+
+
+@pytest.mark.parametrize("override", ["trainer.max_grad_norm=null", "trainer.num_workers=0", "final_parts=[]", "final_parts=[train,test]"])
+def test_the_ends_of_a_range_are_allowed(override):
+    assert check(composed(override))["trainer"]["epochs"] == 8
 
 
 def test_every_leaf_yaml_names_its_class_first_and_stays_short():

@@ -43,6 +43,7 @@ def test_the_protocol_says_how_and_of_what_the_figures_are(stored, tiny_run):
     best = (tiny_run / "checkpoints" / "best" / "model.safetensors").read_bytes()
     assert protocol["fingerprint_checkpoint"] == hashlib.sha256(best).hexdigest()
     assert protocol["fingerprint_data"] == stored("data_report.json")["fingerprint"]
+    assert sum(stored("data_report.json")["clips_by_frames"].values()) == 64 + 32 + 32  # clips by their frames
     assert protocol["weights"] == {"radar": "from scratch", "text": "from scratch"}
 
 

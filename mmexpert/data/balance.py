@@ -70,6 +70,9 @@ class BalanceSettings:
                 raise ConfigError(f"dataset.balance.{key}={getattr(self, key)}: choose {', '.join(choices)}")
         if self.sampler != "weighted" and self.apply != "sampler":
             raise ConfigError(f"dataset.balance.sampler={self.sampler} draws by class: set dataset.balance.apply=sampler, not {self.apply}")
+        for key in ("smooth", "beta", "clip_ratio"):
+            if not isinstance(value := getattr(self, key), (int, float)):
+                raise ConfigError(f"dataset.balance.{key}={value!r}: a number is needed")
         if self.smooth < 0:
             raise ConfigError(f"dataset.balance.smooth={self.smooth}: 0 (no weighting) or more")
         if not 0 <= self.beta < 1:

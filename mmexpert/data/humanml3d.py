@@ -51,12 +51,14 @@ class HumanML3D(RadarDataset):
     radar: Any
 
     def __post_init__(self) -> None:
+        self.check_common()
         if self.long not in ("crop", "windows"):
             raise ConfigError(f"dataset.long={self.long}: choose crop or windows")
         if self.placements < 1:
             raise ConfigError(f"dataset.placements={self.placements}: at least one place from which training sees a motion")
         if set(self.split) != {"valid", "test", "seed"}:
             raise ConfigError(f"dataset.split needs exactly valid, test and seed, it has {sorted(self.split)}")
+        hash_split("", **self.split)  # whose shares are used only where root has no lists
         if self.joints_dir == "auto":  # HumanML3D's own name, else the plain one
             self.joints_dir = next((name for name in ("new_joints", "joints") if (Path(self.root) / name).is_dir()), "new_joints")
         faults = FaultList("humanml3d", self.on_error)

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from mmexpert.data.radar_pack import RadarPack, check
-from mmexpert.data.records import Record, RecordDataset, one_caption_each
+from mmexpert.data.records import POSITIVES, Record, RecordDataset, one_caption_each
 from mmexpert.data.sampling import EVALUATION, sample_rng
 from mmexpert.data.views import Lengths, ViewTransform, view_names
 from mmexpert.types import ClassTable, ConfigError, DataError
 
+_BIN = 32  # frames
 CAPTIONS = ("random", "first", "all")
 
 
@@ -20,8 +21,8 @@ CAPTIONS = ("random", "first", "all")
 class RadarDataset(RecordDataset):
     """Keys of every radar data set; the YAML files say what each means.
 
-    A subclass reads its records in __post_init__, hands them to take(), and defines load() and packed_from(). mirror_allowed: whether
-    its texts stay true when left and right are exchanged.
+    A subclass calls check_common() in __post_init__, reads its records, hands them to take(), and defines load() and packed_from().
+    mirror_allowed: whether its texts stay true when left and right are exchanged.
     """
 
     views: Any
@@ -41,19 +42,24 @@ class RadarDataset(RecordDataset):
 
     mirror_allowed = False
 
-    def take(self, name: str, records: list[Record], frames: dict[str, int], classes: ClassTable | None = None) -> None:
-        """Checks the common keys and makes the records this data set's; frames: length of each record's clip by id."""
+    def check_common(self) -> None:
+        """Checks the keys above, before anything is read or simulated. Raises ConfigError."""
         self.view_names = view_names(self.views)
         lengths = Lengths(self.max_length, self.unit_length, self.min_length)
         self.transform = ViewTransform(self.normalize, lengths, self.augmentation)
         check(self.pack, self.augmentation or {})
         if self.short not in ("pad", "drop"):
             raise ConfigError(f"dataset.short={self.short}: choose pad or drop")
-        for key, choices in (("captions", CAPTIONS), ("eval_captions", ("first", "all"))):
+        choices_of = {"captions": CAPTIONS, "eval_captions": ("first", "all"), "positives": POSITIVES, "pad_to": ("batch", "max")}
+        for key, choices in choices_of.items():
             if getattr(self, key) not in choices:
                 raise ConfigError(f"dataset.{key}={getattr(self, key)}: choose {', '.join(choices)}")
         if (self.augmentation or {}).get("mirror") and not self.mirror_allowed:
-            raise ConfigError(f"dataset.augmentation.mirror: the captions of {name} tell left from right, which a mirror makes false")
+            raise ConfigError("dataset.augmentation.mirror: these captions tell left from right, which a mirror makes false")
+
+    def take(self, name: str, records: list[Record], frames: dict[str, int], classes: ClassTable | None = None) -> None:
+        """Makes the records this data set's; frames: length of each record's clip by id."""
+        self.lengths = length_histogram([frames[record.id] for record in records])
         dropped = []
         if self.short == "drop":
             dropped = [r for r in records if frames[r.id] < self.min_length]
@@ -105,6 +111,12 @@ class RadarDataset(RecordDataset):
         clips = {name: (record, number) for record in self.records for number, name in enumerate(self.versions(record))}
         sources = ((name, partial(self.load, *clips[name])) for name in sorted(clips))
         return RadarPack((self.pack, self.cache_dir), [sorted(clips), self.packed_from()], self.view_names, self.transform, sources)
+
+
+def length_histogram(frames: Sequence[int]) -> dict[str, int]:
+    """How many clips have so many frames, by ranges of 32 such as "96..127": from the shortest to the longest, empty ranges too."""
+    bins = [length // _BIN for length in frames]
+    return {f"{_BIN * k}..{_BIN * (k + 1) - 1}": bins.count(k) for k in range(min(bins), max(bins) + 1)} if bins else {}
 
 
 def _drawn(names: Sequence[str], rng: np.random.Generator | None) -> int:

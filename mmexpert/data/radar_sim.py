@@ -46,6 +46,7 @@ class RadarSim(RadarDataset):
     motion: Any
 
     def __post_init__(self) -> None:
+        self.check_common()
         self.counts = {"train": self.train, "valid": self.valid, "test": self.test}
         if min(self.counts.values()) < 0 or not 0 <= self.twins <= 1:
             raise ConfigError(f"dataset: counts {self.counts} are 0 or more, twins={self.twins} is a share, 0..1")

@@ -15,7 +15,7 @@ from mmexpert.data.radar_base import RadarDataset
 from mmexpert.data.radar_pack import digest_of
 from mmexpert.data.radar_text_index import Entry, apart, read_split_file, smallest_hashes
 from mmexpert.data.records import Record
-from mmexpert.data.views import VIEW_ROWS, check_lengths, check_shape, check_view, view_names
+from mmexpert.data.views import VIEW_ROWS, check_lengths, check_shape, check_view
 from mmexpert.types import ClassTable, ConfigError
 
 _SPLITS = ("train", "valid", "test")
@@ -42,7 +42,8 @@ class RadarText(RadarDataset):
     allow_outside: bool
 
     def __post_init__(self) -> None:
-        names = self._check_keys()
+        self.check_common()
+        self._check_keys()
         faults = FaultList("radar_text", self.on_error)
         entries = apart(list(self._entries(faults)), faults)
         self.files: dict[str, list[Views]] = {}
@@ -50,7 +51,7 @@ class RadarText(RadarDataset):
         usable = []
         for entry in entries:
             with faults.catching():
-                variants = [self._find(entry, letter, names) for letter in self.variants or [""]]
+                variants = [self._find(entry, letter, self.view_names) for letter in self.variants or [""]]
                 frames[entry.id] = [self._check_headers(views) for views in variants][0]
                 self.files[entry.id] = variants
                 usable.append(entry)
@@ -93,14 +94,13 @@ class RadarText(RadarDataset):
                     findings.append(fault.finding())
         return findings
 
-    def _check_keys(self) -> Sequence[str]:
-        """The view names, when all own keys are right. Raises ConfigError."""
-        names = view_names(self.views)
+    def _check_keys(self) -> None:
+        """Raises ConfigError for what is wrong with its own keys."""
         if self.stored not in _AMPLITUDE:
             raise ConfigError(f"dataset.stored={self.stored}: choose {', '.join(_AMPLITUDE)}")
         if self.layout not in ("auto", "legacy"):
             raise ConfigError(f"dataset.layout={self.layout}: choose auto or legacy")
-        if self.layout == "legacy" and names != ("doppler_time",):
+        if self.layout == "legacy" and self.view_names != ("doppler_time",):
             raise ConfigError("dataset.layout=legacy has Doppler only: set dataset.views=[doppler]")
         for key in ("splits", "ratios"):
             unknown = set(getattr(self, key) or {}) - set(_SPLITS)
@@ -114,7 +114,6 @@ class RadarText(RadarDataset):
                 "missing_file",
                 self.root,
             )
-        return names
 
     def _entries(self, faults: FaultList) -> Iterator[Entry]:
         """Records of all split files; a relative name is looked for below root, then from here."""

@@ -48,6 +48,7 @@ class RadHar(RadarDataset):
 
     def __post_init__(self) -> None:
         self._check_keys()
+        self.check_common()
         faults = FaultList("radhar", self.on_error)
         files = self._files(Path(self.root), faults)
         texts = self._texts(sorted({path.parent.name for _, path in files}), faults)

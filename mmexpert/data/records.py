@@ -3,9 +3,10 @@
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from mmexpert.types import ClassTable, ConfigError, DataError
 
 Draw = tuple[int, int, int]
 """(index, epoch, repeat): which record, in which epoch (-1 = evaluation: nothing random), its how-manieth draw in that epoch."""
+
+POSITIVES = ("instance", "text", "label", "group")
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class RecordDataset(Dataset):
     together: ids that a training batch must keep side by side (pairs), or None. balance_settings: data.balance.BalanceSettings of a
     set with classes, or None. content_roots: folders whose files' bytes belong to the fingerprint
     (dataset.fingerprint=content). merged: classes that a run has made one (`other`). groups: declared | none declared (each record is
-    its own by the user's word) | unknown.
+    its own by the user's word) | unknown. lengths: of clips, how many of the records read have so many frames ("96..127"); else empty.
     """
 
     hard_kinds: tuple[str, ...] = ()
@@ -61,6 +64,7 @@ class RecordDataset(Dataset):
     content_roots: tuple[str, ...] = ()
     merged: tuple[str, ...] = ()
     groups: str = "declared"
+    lengths: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, name: str, records: Iterable[Record], positives: str, classes: ClassTable | None = None) -> None:
         self.name = name
@@ -180,7 +184,7 @@ def positive_keys(records: Sequence[Record], by: str) -> np.ndarray:
         else:
             names = caption_components(records)
     else:
-        raise ConfigError(f"dataset.positives={by!r}: choose instance, text, label or group")
+        raise ConfigError(f"dataset.positives={by!r}: choose {', '.join(POSITIVES)}")
     return np.array([stable_key(name) for name in names], dtype=np.int64)
 
 

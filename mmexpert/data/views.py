@@ -16,6 +16,7 @@ VIEW_ROWS = {"range_time": 256, "doppler_time": 128, "azimuth_time": 128}
 _SHORT = {"range": "range_time", "doppler": "doppler_time", "azimuth": "azimuth_time"}
 _SHIFTS, _SHARES = ("range_shift", "azimuth_shift"), ("mirror", "time_mask", "row_mask")
 AUGMENTATION = ("gain_db", "time_shift", *_SHIFTS, *_SHARES)
+KINDS = ("db", "log1p", "none")
 _TINY = 1e-12  # keeps the logarithm of an exact zero finite, far below any floor
 
 
@@ -111,8 +112,7 @@ class ViewTransform:
 
     def __init__(self, normalize: dict[str, Any], lengths: Lengths, augmentation: dict[str, float] | None) -> None:
         check_augmentation(augmentation or {})
-        if set(normalize) != {"kind", "floor_db", "reference"}:
-            raise ConfigError(f"dataset.normalize needs exactly kind, floor_db and reference, it has {sorted(normalize)}")
+        check_normalize(normalize)
         self.normalize, self.lengths, self.augmentation = normalize, lengths, augmentation or {}
 
     def __call__(self, views: dict[str, np.ndarray], rng: np.random.Generator | None) -> tuple[dict[str, np.ndarray], bool]:
@@ -135,16 +135,37 @@ class ViewTransform:
         return normalize_view(x, self.normalize["kind"], self.normalize["floor_db"], reference)
 
 
+def check_normalize(keys: dict[str, Any]) -> None:
+    """Raises ConfigError for missing or unknown keys and values out of their ranges."""
+    if set(keys) != {"kind", "floor_db", "reference"}:
+        raise ConfigError(f"dataset.normalize needs exactly kind, floor_db and reference, it has {sorted(keys)}")
+    if keys["kind"] not in KINDS:
+        raise ConfigError(f"dataset.normalize.kind={keys['kind']}: choose {', '.join(KINDS)}")
+    floor_db, reference = keys["floor_db"], keys["reference"]
+    if not (_is_number(floor_db) and -np.inf < floor_db < 0):
+        raise ConfigError(f"dataset.normalize.floor_db={floor_db}: dB below the reference, a number below 0, such as -60")
+    if reference != "clip" and not (_is_number(reference) and 0 < reference < np.inf):
+        raise ConfigError(f"dataset.normalize.reference={reference}: clip (its maximum), or an amplitude above 0")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def check_augmentation(keys: dict[str, float]) -> None:
     """Raises ConfigError for an unknown key or a value out of its range."""
     for key, value in keys.items():
         if key not in AUGMENTATION:
             raise ConfigError(f"dataset.augmentation.{key}: there is no such key; there are {', '.join(AUGMENTATION)}")
-        if key in _SHIFTS and (value != int(value) or not 0 <= value < 128):
+        if not isinstance(value, (int, float)):
+            raise ConfigError(f"dataset.augmentation.{key}={value!r}: a number is needed; 0 turns it off")
+        if key in _SHIFTS and not (0 <= value < 128 and value == int(value)):
             raise ConfigError(f"dataset.augmentation.{key}={value}: whole rows, 0..127")
         if key in _SHARES and not 0 <= value <= 1:
             raise ConfigError(f"dataset.augmentation.{key}={value}: a share or probability, 0..1")
-        if key == "gain_db" and value < 0:
+        if key == "time_shift" and value not in (0, 1):
+            raise ConfigError(f"dataset.augmentation.time_shift={value}: 0 or 1, a circular shift by any number of frames")
+        if key == "gain_db" and not 0 <= value < np.inf:
             raise ConfigError(f"dataset.augmentation.gain_db={value}: dB up and down, 0 or more")
 
 

@@ -7,13 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from mmexpert.encoders.pooling import Attention
+from mmexpert.types import ConfigError
 
 
 class Fusion(nn.Module):
-    """dim: D. view_dropout: probability with which training hides a view of a sample (never all): 0..1."""
+    """dim: D. view_dropout: probability with which training hides a view of a sample (never all): 0..1, else ConfigError."""
 
     def __init__(self, dim: int, view_dropout: float) -> None:
         super().__init__()
+        if not 0 <= view_dropout <= 1:
+            raise ConfigError(f"encoder.radar.fusion.view_dropout={view_dropout}: a probability, 0..1")
         self.dim, self.view_dropout = dim, view_dropout
 
     def forward(self, views: Tensor, present: Tensor) -> Tensor:
@@ -33,6 +36,8 @@ class Concat(Fusion):
 
     def __init__(self, dim: int, view_dropout: float, views: int) -> None:
         super().__init__(dim, view_dropout)
+        if views < 1:
+            raise ConfigError(f"encoder.radar.fusion.views={views}: places side by side, one for each view that there can be: 3")
         self.absent = nn.Parameter(torch.zeros(views, dim))
         self.join = nn.Linear(views * dim, dim)
 

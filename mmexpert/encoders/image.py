@@ -22,6 +22,14 @@ _INSTEAD = "encoder.image.weights=null, which starts from random weights"
 _WEIGHTS = (("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"),)
 
 
+def check_size(side: int, in_chans: int) -> None:
+    """Raises ConfigError where pictures can not be so."""
+    if side < 1:
+        raise ConfigError(f"encoder.image.side={side}: pixels, 1 or more")
+    if in_chans not in (1, 3):
+        raise ConfigError(f"encoder.image.in_chans={in_chans}: 1 (grey) or 3 (RGB)")
+
+
 @dataclass(kw_only=True, eq=False, repr=False)
 class ImageEncoder(Encoder):
     """What image towers share: a grid of tokens (defined by tokens), one linear map without bias for tokens and pooled vector.
@@ -38,8 +46,7 @@ class ImageEncoder(Encoder):
 
     def __post_init__(self) -> None:
         super().__init__(self.dim, self.lr_scale)
-        if self.in_chans not in (1, 3):
-            raise ConfigError(f"encoder.image.in_chans={self.in_chans}: 1 (grey) or 3 (RGB)")
+        check_size(self.side, self.in_chans)
         for name, numbers in (("mean", self.mean), ("std", self.std)):
             if len(numbers) not in (1, self.in_chans):
                 raise ConfigError(f"encoder.image.{name} holds {len(numbers)} numbers, expected 1 or in_chans={self.in_chans}")

@@ -30,7 +30,7 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
-        if width % heads:
+        if heads < 1 or width % heads:
             raise ConfigError(f"heads={heads} does not divide the width {width}")
         self.heads, self.dropout = heads, dropout
         self.query, self.key_value, self.out = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
@@ -86,6 +86,11 @@ class Trunk(nn.Module):
         super().__init__()
         if pooling not in ("attention", "eot", "mean"):
             raise ConfigError(f"encoder.radar.trunk.pooling={pooling}: choose attention, eot or mean")
+        if layers < 0 or not 0 <= dropout < 1 or context_length < 1:
+            raise ConfigError(
+                f"encoder.radar.trunk: layers={layers} is 0 or more, dropout={dropout} 0 to below 1, "
+                f"context_length={context_length} 1 or more"
+            )
         if pooling == "eot" and layers < 1:
             raise ConfigError(f"encoder.radar.trunk.layers={layers}: pooling=eot needs 1 or more, or its token sees no other")
         self.context_length, self.pooling = context_length, pooling

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mmexpert.encoders.base import Encoder, require_keys
+from mmexpert.encoders.base import Encoder, require_keys, require_sizes
 from mmexpert.encoders.pooling import AttentionPool, Block, Trunk, require_fit
 from mmexpert.types import ConfigError, Encoding
 
@@ -85,6 +85,8 @@ class RadarConv1d(RadarEncoder):
         super().__init__(dim, lr_scale, fusion, trunk, unit_length, views)
         if strides is None and unit_length not in STRIDES:
             raise ConfigError(f"encoder.radar.strides: give three factors of dataset.unit_length={unit_length}")
+        if width < 1:
+            raise ConfigError(f"encoder.radar.width={width}: channels, 1 or more")
         self.strides = list(strides or STRIDES[unit_length])
         if math.prod(self.strides) != unit_length:
             raise ConfigError(
@@ -141,6 +143,7 @@ class RadarViT(RadarEncoder):
     ) -> None:
         super().__init__(dim, lr_scale, fusion, trunk, unit_length, views)
         require_keys(tower, ("depth", "width", "heads", "dropout"), "encoder.radar.tower")
+        require_sizes(tower, ("depth", "width", "heads"), "encoder.radar.tower")
         columns = trunk.context_length
         self.towers = nn.ModuleDict(
             {view: ViewTransformer((ROWS[view] // self.GRID_ROWS, unit_length), columns, dim, **tower) for view in self.views}

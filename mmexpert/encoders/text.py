@@ -3,6 +3,7 @@
 Shapes: B texts, M word pieces, D width. transformers is imported when a tower is built: it costs seconds.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mmexpert.encoders.base import Encoder, require_keys
+from mmexpert.encoders.base import Encoder, require_keys, require_sizes
 from mmexpert.encoders.pooling import masked_mean
 from mmexpert.encoders.sources import CONFIG, TOKENIZER, WEIGHTS, find_source, missing
 from mmexpert.encoders.tokenizer import TextTokenizer, scratch_tokenizer
@@ -85,6 +86,11 @@ class ScratchText(TextEncoder):
         from transformers import BertConfig, BertModel
 
         require_keys(bert, ("width", "layers", "heads", "feedforward", "dropout", "init_std"), "encoder.text.bert")
+        require_sizes(bert, ("width", "layers", "heads", "feedforward"), "encoder.text.bert")
+        if bert["width"] % bert["heads"]:
+            raise ConfigError(f"encoder.text.bert.heads={bert['heads']} does not divide the width {bert['width']}")
+        if not isinstance(bert["init_std"], (int, float)) or not 0 < bert["init_std"] < math.inf:
+            raise ConfigError(f"encoder.text.bert.init_std={bert['init_std']}: a standard deviation, above 0")
         if tokenizer.vocab_size > vocab_size:
             raise ConfigError(f"encoder.text.vocab_size={vocab_size}, but the tokenizer has {tokenizer.vocab_size} entries")
         config = BertConfig(
@@ -96,7 +102,7 @@ class ScratchText(TextEncoder):
             hidden_dropout_prob=bert["dropout"],
             attention_probs_dropout_prob=bert["dropout"],
             max_position_embeddings=max_length,
-            initializer_range=bert["init_std"],
+            initializer_range=float(bert["init_std"]),
             attn_implementation="sdpa",
         )
         model = BertModel(config, add_pooling_layer=False)

@@ -22,6 +22,12 @@ SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _LONGEST_SUFFIX = 5
 
 
+def check_max_length(value: int) -> None:
+    """Raises ConfigError where a text of so many tokens could hold none beside the two that frame it."""
+    if value < 3:
+        raise ConfigError(f"encoder.text.max_length={value}: 3 or more, two of which frame the text")
+
+
 class TextTokenizer:
     """A Hugging Face tokenizer with a length: texts -> padded tensors. truncated counts the texts that were too long.
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from mmexpert.engine.external import line
 from mmexpert.engine.secrets import mask_text
+from mmexpert.engine.waiting import Waiting
 
 log = logging.getLogger(__name__)
 _LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"  # of log.txt
@@ -45,7 +46,8 @@ class Masked(logging.Formatter):
 def set_up_logging(folder: Path, rank: int) -> None:
     """Messages of the package to the screen (rank 0) and to log.txt (log_rankN.txt on other ranks)."""
     root = logging.getLogger()
-    root.setLevel(logging.INFO)
+    if root.level != logging.DEBUG:  # which hydra.verbose=true has set
+        root.setLevel(logging.INFO)
     for handler in list(root.handlers):
         root.removeHandler(handler)
         handler.close()
@@ -97,6 +99,7 @@ class Console:
         self.bar: tqdm | None = None
         self.last = (0, 0)  # epoch and step whose line was the last
         self.batches, self.seen, self.begun = 0, 0, 0.0  # of the validation: evaluation batches, of them seen, when it began
+        self.waiting = Waiting()
 
     def step(self, row: dict[str, Any], means: dict[str, float], done: int) -> None:
         """A logged step: means of the epoch so far, rate, time spent waiting for data. done: steps of the epoch."""
@@ -104,8 +107,7 @@ class Console:
         place = f"step {row['step']}: " if not sys.stdout.isatty() else ""
         text = ", ".join([f"{place}{terms(means)}", f"lr={max(rates):.2e}", f"data={row['data_time']:.3f}s"])
         self._train(row["epoch"], done, text)
-        if row["data_time"] > 0.3 * row["batch_time"] and row["step"] > 2 * self.steps_per_epoch:
-            log.debug("%.0f %% of the time is waiting for data: raise trainer.num_workers", 100 * row["data_time"] / row["batch_time"])
+        self.waiting.add(row)
 
     def trained(self, epoch: int, means: dict[str, float], done: int) -> None:
         """The training part of an epoch has ended after so many steps: its means, if the last step's line has not just shown them."""
@@ -135,6 +137,7 @@ class Console:
         for part, name in (("train", "Train"), ("valid", "Val")):
             if "loss_total" in means[part]:
                 log.info("%s%s", self.prefix, summary(name, means[part], self.shown if part == "valid" else []))
+        self.waiting.tell()
 
     def close(self) -> None:
         """Leaves the bar of the moment as it stands."""

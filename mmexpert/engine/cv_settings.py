@@ -49,6 +49,8 @@ class CvSettings:
             raise ConfigError(f"cv.small_classes={self.small_classes}: choose error, merge, skip or allow")
         if not 0 <= self.inner_val < 1 or self.seed < 0:
             raise ConfigError(f"cv.inner_val={self.inner_val} is a share, 0 to below 1; cv.seed={self.seed} is 0 or above")
+        if self.max_folds < 1:
+            raise ConfigError(f"cv.max_folds={self.max_folds}: 1 or more")
         self._check_single() if self.splitter is None else self._check_folds()
 
     def _check_single(self) -> None:

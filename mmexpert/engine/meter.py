@@ -1,6 +1,5 @@
 """What is measured while training: rows of metrics.jsonl every log_every steps, the history row of an epoch, and where time goes."""
 
-import resource
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from mmexpert.data.loaders import Loaders
 from mmexpert.engine.chance import chance_loss, warn_of_chance
 from mmexpert.engine.console import Console
+from mmexpert.engine.memory import resident_bytes
 from mmexpert.engine.progress import Progress
 from mmexpert.engine.runtime import Ranks
 from mmexpert.engine.tracking import Tracker
@@ -103,9 +103,9 @@ class Meter:
             "samples_per_second": steps * self.batch_size / max(spent, 1e-9),
         }
         if self.device.type == "cuda":
-            row["gpu_memory"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+            row["gpu_memory"] = self.ranks.largest(torch.cuda.max_memory_allocated(self.device) / 2**30)
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
-            row["cpu_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
+            row["cpu_memory"] = self.ranks.largest(resident_bytes() / 2**30)
         self.row_start, self.waited, self.steps = now, 0.0, 0
         return row

@@ -12,6 +12,7 @@ from typing import Any
 
 _NAN = float("nan")
 _RECALL = re.compile(r"valid/[a-z]+_to_[a-z]+_R@1")  # of the full gallery by the score that ranks: no prefix
+_WEIGHT = "train/similarity_weight_"
 _BINS = 60  # of the similarity histograms over [-1, 1]
 
 
@@ -24,15 +25,17 @@ def write_plots(
     best_epoch: int,
     chance_rows: int | None,
 ) -> None:
-    """plots/training_curves.png, and model_metrics.png (retrieval), confusion.png (classes), retrieved.png (composed) where they
-    apply.
+    """plots/training_curves.png, and model_metrics.png (retrieval), confusion.png (classes), retrieved.png (composed),
+    similarity_weights.png (a similarity of several heads) where they apply.
 
     chance_rows: rows contrasted with each other, whose logarithm is the chance level of loss_clip; None = no such line.
     """
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
     if history:
-        training_curves(plots / "training_curves.png", history, logged_steps(folder / "metrics.jsonl"), best_epoch, chance_rows)
+        steps = logged_steps(folder / "metrics.jsonl")
+        training_curves(plots / "training_curves.png", history, steps, best_epoch, chance_rows)
+        similarity_weights(plots / "similarity_weights.png", steps or history)
     if "ranks" in tables:
         model_metrics(plots / "model_metrics.png", tables, protocol, metrics)
     if "retrieved" in tables:
@@ -97,6 +100,20 @@ def _rates(panel: Any, rows: list[dict[str, Any]]) -> None:
     right = panel.twinx()
     _line(right, steps, rows, "train/logit_scale", "logit scale", style="k:", marker=None)
     right.set_ylabel("logit scale (dotted)")
+
+
+def similarity_weights(path: Path, rows: list[dict[str, Any]]) -> None:
+    """The weight of each head over optimizer steps, where there are several; rows as _rates has them."""
+    keys = list(dict.fromkeys(key for row in rows for key in row if key.startswith(_WEIGHT)))
+    if len(keys) < 2:
+        return
+    figure, (panel,) = _figure(1, 1, (7, 4))
+    for key in keys:
+        _line(panel, [row.get("step", row["epoch"]) for row in rows], rows, key, key.removeprefix(_WEIGHT), marker=None)
+    panel.set(title="Similarity weights", xlabel="optimizer step", ylabel="weight of the head (sum 1)", ylim=(0, 1))
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize=8)
+    _save(figure, path)
 
 
 def model_metrics(path: Path, tables: dict[str, Any], protocol: dict[str, Any], metrics: dict[str, Any]) -> None:

@@ -69,6 +69,14 @@ class Ranks:
             torch.distributed.all_reduce(values)
         return values
 
+    def largest(self, value: float) -> float:
+        """The largest of one number a rank."""
+        if self.processes == 1:
+            return value
+        values = torch.tensor([value], dtype=torch.float32, device=self.accelerator.device)
+        torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
+        return float(values)
+
 
 @dataclass(frozen=True)
 class LaunchSettings:
@@ -80,17 +88,6 @@ class LaunchSettings:
     deterministic: bool
     group_timeout_s: int
     expect_processes: int | None
-
-
-def adopt_slurm() -> None:
-    """Maps srun's variables to RANK, LOCAL_RANK, WORLD_SIZE and MASTER_*, where no launcher has set them."""
-    slurm = os.environ
-    if "RANK" in slurm or int(slurm.get("SLURM_NTASKS", "1")) < 2 or "SLURM_PROCID" not in slurm:
-        return
-    os.environ["RANK"], os.environ["LOCAL_RANK"] = slurm["SLURM_PROCID"], slurm.get("SLURM_LOCALID", "0")
-    os.environ["WORLD_SIZE"] = slurm["SLURM_NTASKS"]
-    os.environ.setdefault("MASTER_ADDR", slurm.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
-    os.environ.setdefault("MASTER_PORT", str(20000 + int(slurm.get("SLURM_JOB_ID", "0")) % 20000))
 
 
 def launch(settings: LaunchSettings, tracker_name: str | None, folder: Path) -> Accelerator:

@@ -40,6 +40,8 @@ class ClassificationEvaluator:
         check_rank_by(rank_by)
         if prior not in ("as_trained", "train"):
             raise ConfigError(f"evaluator.prior={prior}: choose as_trained or train")
+        if seed < 0:
+            raise ConfigError(f"evaluator.seed={seed}: 0 or more")
         for name, parts in (("linear_probe", linear_probe), ("nearest_neighbour", nearest_neighbour)):
             if strange := sorted(set(parts) - set(_PARTS)):
                 raise ConfigError(f"evaluator.{name}: there is no part {strange[0]!r}; a list of some of {', '.join(_PARTS)}")

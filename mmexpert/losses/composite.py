@@ -1,5 +1,6 @@
 """Several losses at once, written in YAML alone: `loss=composite`."""
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ class CompositeLoss(nn.Module):
         self.needs = tuple(dict.fromkeys(need for loss in self.losses.values() for need in loss.needs))
         self.term_weights: dict[str, float] = {}
         for name, term in terms.items():
+            if not isinstance(term["weight"], (int, float)) or not 0 <= term["weight"] < math.inf:
+                raise ConfigError(f"loss.terms.{name}.weight={term['weight']}: 0 or more")
             for key, weight in term["loss"].term_weights.items():
                 if key in self.term_weights:
                     raise ConfigError(f"loss.terms.{name}: another term logs {key} too; leave one of them out")

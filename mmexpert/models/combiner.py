@@ -16,6 +16,9 @@ from mmexpert.types import ConfigError, SourceError
 class SumCombiner(nn.Module):
     """The normalised sum of raw features: no parameters. Normalising each side first is another, weaker rule."""
 
+    def __init__(self) -> None:  # nn.Module's own would take any key, and say so in a traceback
+        super().__init__()
+
     def forward(self, reference: Tensor, text: Tensor) -> Tensor:
         """reference, text [B, D] -> [B, D], unit rows."""
         return unit(reference + text)
@@ -32,6 +35,9 @@ class GatedCombiner(nn.Module):
         super().__init__()
         if not 0 <= dropout < 1:
             raise ConfigError(f"combiner.dropout={dropout}: 0 or above, below 1")
+        for key, width in (("projection_dim", projection_dim), ("hidden_dim", hidden_dim)):
+            if width is not None and width < 1:
+                raise ConfigError(f"combiner.{key}={width}: 1 or more, or null")
         projected, hidden = projection_dim or 4 * dim, hidden_dim or 8 * dim
         self.text_projection_layer = nn.Linear(dim, projected)
         self.image_projection_layer = nn.Linear(dim, projected)

@@ -54,6 +54,8 @@ class Head(nn.Module):
     def __init__(self, classes: ClassTable, prior_tau: float) -> None:
         super().__init__()
         self.classes = len(classes.names)
+        if not 0 <= prior_tau < math.inf:
+            raise ConfigError(f"model.head.prior_tau={prior_tau}: 0 or more")
         self.prior_tau = prior_tau
         if prior_tau and (empty := [name for name, n in zip(classes.names, classes.counts, strict=True) if not n]):
             raise ConfigError(f"model.head.prior_tau={prior_tau}: class {empty[0]!r} has no training row: use 0, or fewer folds")

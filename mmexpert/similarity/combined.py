@@ -1,5 +1,7 @@
 """All four heads at once: a convex sum of their scores with learned weights."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +31,8 @@ class Combined(Similarity):
         row_chunk: int,
         chunk_bytes: int,
     ) -> None:
-        if set(weights) != set(NAMES) or min(weights.values()) < 0 or sum(weights.values()) == 0:
+        numbers = [weight for weight in weights.values() if isinstance(weight, (int, float)) and 0 <= weight < math.inf]
+        if set(weights) != set(NAMES) or len(numbers) < len(NAMES) or sum(numbers) == 0:
             raise ConfigError(f"similarity.weights={weights}: one number of 0 or above for each of {', '.join(NAMES)}, not all 0")
         every = {"global": MeanHead(dim, project), "local": local, "attention": attention, "temporal": temporal}
         used = [name for name in NAMES if weights[name] > 0]

@@ -52,6 +52,12 @@ class Radar:
     def __post_init__(self) -> None:
         if self.mode not in ("fast", "exact"):
             raise ConfigError(f"dataset.radar.mode={self.mode}: choose fast or exact")
+        for key, least in (("scatterers", 1), ("clutter", 0)):
+            value = getattr(self, key)
+            if not isinstance(value, int) or value < least:
+                raise ConfigError(f"dataset.radar.{key}={value}: a whole number, {least} or more")
+        if not isinstance(self.noise, (int, float)) or not 0 <= self.noise < np.inf:
+            raise ConfigError(f"dataset.radar.noise={self.noise}: a standard deviation, 0 or more")
 
     def identity(self) -> dict[str, object]:
         """What the views depend on, for a cache's name."""

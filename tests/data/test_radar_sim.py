@@ -16,6 +16,7 @@ from mmexpert.config import instantiate
 from mmexpert.data.cache import MANIFEST, cached_folder
 from mmexpert.data.collate import Collate
 from mmexpert.data.loaders import Loaders, PlanSettings, WorkerSettings
+from mmexpert.data.radar_base import length_histogram
 from mmexpert.data.radar_sim import RadarSim
 from mmexpert.data.views import VIEW_ROWS
 from mmexpert.types import ConfigError, ProcessError
@@ -50,6 +51,19 @@ def test_one_and_two_workers_simulate_the_same_clips(cache, tmp_path):
     for a, b in zip(sorted(one.cache.glob("*.npz")), sorted(two.cache.glob("*.npz")), strict=True):
         x, y = np.load(a), np.load(b)
         assert all(np.array_equal(x[name], y[name]) for name in x.files)
+
+
+def test_lengths_are_counted_over_all_clips_that_were_read(cache):
+    dataset = radar_sim(cache, short="drop", min_length=160, captions="all")
+    frames = [dataset.codes[f"{name}/range_time"].shape[1] for name in dataset.peaks]
+    expected = {}
+    for length in frames:
+        low = length - length % 32
+        expected[f"{low}..{low + 31}"] = expected.get(f"{low}..{low + 31}", 0) + 1
+    assert {name: count for name, count in dataset.lengths.items() if count} == expected and sum(expected.values()) == 24 + 8 + 17
+    assert min(frames) < 160  # those that were dropped for it count too
+    assert length_histogram([31, 32, 128]) == {"0..31": 1, "32..63": 1, "64..95": 0, "96..127": 0, "128..159": 1}
+    assert length_histogram([]) == {}
 
 
 def test_a_clip_depends_on_its_number_and_seed_alone(cache, tmp_path):

@@ -1,5 +1,6 @@
 """Pictures: drawn for every kind of run, with axes named, gaps for missing values and no display."""
 
+import json
 import math
 
 import pytest
@@ -54,6 +55,25 @@ def test_without_logged_steps_rates_come_from_the_epochs_and_other_losses_have_n
     loss, _, rates, scale = kept["curves.png"].axes
     assert lines(rates)["radar"] == [1e-3, 5e-4] and lines(scale)["logit scale"] == [14.3, 15.0]
     assert not [name for name in lines(loss) if "chance" in name] and lines(loss)["train, loss_clip alone"] == [2.0, 1.0]
+
+
+def test_the_weights_of_a_combined_similarity_are_drawn_over_the_steps(tmp_path, kept):
+    weights = {"global": [0.5, 0.4], "local": [0.3, 0.35], "temporal": [0.2, 0.25]}
+    rows = [
+        {"epoch": 1, "step": 10 * (n + 1), "lr/radar": 1e-3} | {f"train/similarity_weight_{name}": w[n] for name, w in weights.items()}
+        for n in (0, 1)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plots.write_plots(tmp_path, HISTORY, {}, {}, {}, 2, None)
+    (panel,) = kept["similarity_weights.png"].axes
+    assert lines(panel) == weights and [list(line.get_xdata()) for line in panel.get_lines()] == [[10, 20]] * 3
+    assert panel.get_xlabel() == "optimizer step" and panel.get_ylabel().startswith("weight") and panel.get_legend() is not None
+
+
+def test_no_weights_are_drawn_where_one_head_or_none_scores(tmp_path, kept):
+    plots.similarity_weights(tmp_path / "similarity_weights.png", HISTORY)
+    plots.similarity_weights(tmp_path / "similarity_weights.png", [row | {"train/similarity_weight_local": 1.0} for row in HISTORY])
+    assert not kept
 
 
 def test_the_rows_of_steps_are_read_without_the_half_line_of_a_kill(tmp_path):
