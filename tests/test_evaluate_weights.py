@@ -79,7 +79,12 @@ def test_the_vocabulary_is_the_stored_one_whatever_data_is_scored(tiny_run, monk
     seen = []
     load = TextTokenizer.load.__func__
     monkeypatch.setattr(TextTokenizer, "load", classmethod(lambda cls, folder: seen.append(load(cls, folder)) or seen[-1]))
-    monkeypatch.setattr("mmexpert.encoders.text.scratch_tokenizer", lambda *_: pytest.fail("a vocabulary is built again"))
+    rehearsed = scratch_tokenizer(["a"], 2000, 48)  # a configuration is tried with one word
+
+    def refuse(texts, *_):
+        return rehearsed if list(texts) == ["a"] else pytest.fail("a vocabulary is built again")
+
+    monkeypatch.setattr("mmexpert.encoders.text.scratch_tokenizer", refuse)
     run(monkeypatch, f"run={tiny_run}", "dataset.seed=21")
     (used,) = seen
     stored = load(TextTokenizer, tiny_run / "model" / "tokenizer")
@@ -91,6 +96,7 @@ def test_the_vocabulary_is_the_stored_one_whatever_data_is_scored(tiny_run, monk
 def test_words_are_stored_before_the_first_step_and_a_resume_reads_them(tiny, tmp_path, monkeypatch):
     from mmexpert.command_line import composed
     from mmexpert.config import check
+    from mmexpert.encoders.tokenizer import scratch_tokenizer
     from mmexpert.engine.step_folder import read_weights
     from mmexpert.training import train_run
 
@@ -109,7 +115,12 @@ def test_words_are_stored_before_the_first_step_and_a_resume_reads_them(tiny, tm
     train_run(check(composed(*overrides)), folder, overrides, ())
     as_stopped(folder)
     weights = read_weights(folder / "checkpoints" / "last")
-    monkeypatch.setattr("mmexpert.encoders.text.scratch_tokenizer", lambda *_: pytest.fail("a vocabulary is built again"))
+    rehearsed = scratch_tokenizer(["a"], 2000, 48)  # a configuration is tried with one word
+
+    def refuse(texts, *_):
+        return rehearsed if list(texts) == ["a"] else pytest.fail("a vocabulary is built again")
+
+    monkeypatch.setattr("mmexpert.encoders.text.scratch_tokenizer", refuse)
     train_run(check(composed(*overrides)), folder, overrides, ())
     assert json.loads((folder / "status.json").read_text())["state"] == "done"
     again = read_weights(folder / "checkpoints" / "last")

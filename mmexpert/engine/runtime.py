@@ -62,13 +62,6 @@ class Ranks:
         torch.distributed.all_gather_object(gathered, thing)
         return gathered
 
-    def sum(self, values: Tensor) -> Tensor:
-        """Element-wise sum over ranks."""
-        if self.processes > 1:
-            values = values.to(self.accelerator.device)
-            torch.distributed.all_reduce(values)
-        return values
-
     def largest(self, value: float) -> float:
         """The largest of one number a rank."""
         if self.processes == 1:
@@ -76,6 +69,13 @@ class Ranks:
         values = torch.tensor([value], dtype=torch.float32, device=self.accelerator.device)
         torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
         return float(values)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Element-wise sum over ranks."""
+        if self.processes > 1:
+            values = values.to(self.accelerator.device)
+            torch.distributed.all_reduce(values)
+        return values
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ def epochs(console, waits):
     """Runs epochs of two logged rows each through a console; waits: data_time of each row by epoch."""
     for number, pair in enumerate(waits, 1):
         for i, data_time in enumerate(pair):
-            console.step(ROW | {"epoch": number, "step": 2 * number + i, "data_time": data_time})
+            console.step(ROW | {"epoch": number, "step": 2 * number + i, "data_time": data_time}, {"loss_total": 2.0}, i + 1)
         console.epoch({"epoch": number, "step": 2 * number + 1, "train/loss_total": 2.0})
 
 
