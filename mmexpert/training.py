@@ -10,37 +10,32 @@ from typing import Any
 
 from mmexpert import build
 from mmexpert.command_line import said_beside
-from mmexpert.config import NOT_HASHED, instantiate
-from mmexpert.data.records import content_lines
 from mmexpert.engine.chance import chance_loss, contrastive_rows
-from mmexpert.engine.class_merge import without_small
-from mmexpert.engine.console import fold_log, note_command, set_up_logging
-from mmexpert.engine.data_records import keep_records
+from mmexpert.engine.console import fold_log, set_up_logging
 from mmexpert.engine.export import save_model
 from mmexpert.engine.failures import translated
 from mmexpert.engine.finish import Finished, load_best, score_parts, write_results
 from mmexpert.engine.folds import Fold, fold_seed
 from mmexpert.engine.folds_file import settle_folds, write_class_table
 from mmexpert.engine.foresight import foresee_monitors
-from mmexpert.engine.lock import RunLock, holder
+from mmexpert.engine.lock import RunLock
 from mmexpert.engine.loop import fit
 from mmexpert.engine.progress import Progress
 from mmexpert.engine.results import provenance, read_json, versions, write_run_files
-from mmexpert.engine.runtime import LaunchSettings, Ranks, check_shared, launch, on_first_rank, seed_all, seed_rank
+from mmexpert.engine.runtime import LaunchSettings, Ranks, launch, on_first_rank, seed_all, seed_rank
 from mmexpert.engine.slurm import adopt_slurm
 from mmexpert.engine.stamps import stamps
-from mmexpert.engine.status import Status, config_hash, note_end, read_status, told_error, trained, write_status
+from mmexpert.engine.status import Status, read_status, told_error, trained, write_status
 from mmexpert.engine.step_folder import newest_position
 from mmexpert.engine.stops import Stops
 from mmexpert.engine.tracking import NAMES
 from mmexpert.fold_runs import run_folds
-from mmexpert.fold_workers import check_workers
 from mmexpert.kept_models import keep_best, keep_pth
 from mmexpert.nested import nested_train
-from mmexpert.rehearsal import rehearse
 from mmexpert.report import write_report
 from mmexpert.session import Session, load_initial, open_run, start_line
-from mmexpert.types import ConfigError, MmexpertError, RunFolderError, StorageError
+from mmexpert.session_opening import open_noted
+from mmexpert.types import RunFolderError
 from mmexpert.vocabulary import settle_words
 
 log = logging.getLogger(__name__)
@@ -90,44 +85,6 @@ def start_accelerator(cfg: Config, folder: Path) -> Any:
     )
     log_with = cfg["tracker"]["log_with"]
     return launch(settings, NAMES.get(log_with) if log_with else None, folder)
-
-
-def open_noted(cfg: Config, folder: Path, overrides: list[str], trust: Sequence[str], stops: Stops) -> Session:
-    """open_session; how it fails or is stopped stands in status.json too, but where another process is at work in the folder."""
-    try:
-        with stops.at_once():
-            return open_session(cfg, folder, overrides, trust, stops)
-    except (MmexpertError, SystemExit, KeyboardInterrupt) as error:
-        others = any(holder(path.parent) for path in folder.glob("fold_*/.lock"))
-        if stops.ranks.rank == 0 and not others and not isinstance(error, StorageError):
-            note_end(folder, config_hash(cfg, NOT_HASHED), error)
-        raise
-
-
-def open_session(cfg: Config, folder: Path, overrides: list[str], trust: Sequence[str], stops: Stops) -> Session:
-    """Builds the data set (rank 0 first: it may have to be simulated), writes the run's files, compares fingerprints."""
-    digest, ranks = config_hash(cfg, NOT_HASHED), stops.ranks
-    check_shared(folder, ranks)
-    if ranks.rank == 0:
-        write_run_files(folder, cfg, overrides, digest, ranks.processes, said_beside(trust))
-        note_command(folder)
-    rehearse(cfg, trust, ranks.processes)
-    dataset = on_first_rank(ranks, lambda: build.build_dataset(cfg, trust), share=False)
-    if dataset is None:  # another rank: what had to be simulated is there by now
-        dataset = build.build_dataset(cfg, trust)
-    for warning in dataset.exclusions.warnings:
-        log.warning("%s", warning)
-    if cfg["data_check"] == "deep":
-        from mmexpert.check_data import require_sound
-
-        on_first_rank(ranks, lambda: require_sound(dataset))
-    fingerprint = dataset.fingerprint()
-    on_first_rank(ranks, lambda: keep_records(folder, fingerprint, [*dataset.fingerprint_lines(), *content_lines(dataset.content_roots)]))
-    cv = instantiate(cfg["cv"], "cv", trust)
-    check_workers(cv, ranks.processes)
-    if cv.selection == "last" and cfg["trainer"]["early_stopping"]["patience"]:
-        raise ConfigError("cv.selection=last takes the last epoch: set trainer.early_stopping.patience=null, or cv.selection=inner")
-    return Session(cfg, folder, overrides, trust, without_small(dataset, cv), cv, digest, fingerprint, stops)
 
 
 def train_fold(session: Session, fold: Fold, count: int, accelerator: Any) -> float | None:

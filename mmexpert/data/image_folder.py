@@ -243,8 +243,7 @@ class ImageFolder(RecordDataset):
     def _warn(self, names: tuple[str, ...]) -> None:
         """What to look at before a long run."""
         absent = [name for label, name in enumerate(names) if not any(record.label == label for record in self.records)]
-        warnings = self.exclusions.warnings
         if absent:
-            warnings.append(f"dataset.class_order: no image of the class {', '.join(absent)}; it can not be learned")
+            self.exclusions.warnings.append(f"dataset.class_order: no image of the class {', '.join(absent)}; it can not be learned")
         if self.flip == "swap":
-            warnings.append("dataset.flip=swap mirrors films with the side letters burnt into them; use it where there are none")
+            self.exclusions.warnings.append("dataset.flip=swap mirrors films with the side letters burnt in; use it where there are none")

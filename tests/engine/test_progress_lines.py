@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mmexpert.engine.console import Console, summary, terms
+from mmexpert.engine.console import Console
 from mmexpert.engine.meter import Meter
 from mmexpert.engine.progress import Choice, Progress
+from mmexpert.engine.progress_lines import summary, terms
 
 F, P = r"(\d+\.\d{4})", r"(\d+\.\d{2})%"
 MEANS = {"loss_total": 2.68447, "loss_class": 1.50284, "loss_clip": 1.18163, "acc": 0.12254}
