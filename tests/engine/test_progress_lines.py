@@ -86,7 +86,9 @@ def test_step_rows_are_means_since_the_last_row_and_the_bar_shows_means_of_the_e
     rows, bars = [], []
     tracker = SimpleNamespace(log_step=rows.append)
     console = SimpleNamespace(step=lambda row, means, done: bars.append((means, done)))
-    ranks = SimpleNamespace(rank=0, processes=2, sum=lambda values: 2 * values, largest=lambda value: value)  # another rank with the same numbers
+    ranks = SimpleNamespace(
+        rank=0, processes=2, sum=lambda values: 2 * values, largest=lambda value: value
+    )  # another rank with the same numbers
     meter = Meter(tracker, console, ranks, torch.device("cpu"), 2, 8, 8)
     module = SimpleNamespace(scales=lambda: {"logit_scale": torch.tensor(14.0)})
     schedule = SimpleNamespace(optimizer=SimpleNamespace(param_groups=[{"name": "all"}]), get_last_lr=lambda: [1e-3])
