@@ -126,7 +126,7 @@ def test_evaluate_scores_the_same_towers_without_the_combiner(stage_1, stage_2):
         assert alone[name] == metrics(stage_1)[f"test/{name}"]  # stage 1 is the sum over these very towers
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_stage_that_was_stopped_ends_with_the_same_bytes(stage, stage_1, stage_2, places, tmp_path, monkeypatch):
     whole = {1: stage_1, 2: stage_2}[stage]
     overrides = ["experiment=cir_finetune", "trainer.epochs=2", *places] if stage == 1 else second(stage_1, places)

@@ -428,6 +428,7 @@ def test_a_tracker_has_a_run_for_every_fold_in_the_runs_group_and_one_for_the_su
     assert opened[3]["cv/test/acc_mean"] == stored(folder / "cv_summary.json")["metrics"]["test/acc"]["mean"]
 
 
+@pytest.mark.slow  # five trainings for one figure
 def test_memory_does_not_grow_with_the_folds(films, tmp_path, monkeypatch):
     """cross-validation.md section 5: after fold 3 what is held is what was held after fold 1, within 5 percent."""
     import mmexpert.training as training
