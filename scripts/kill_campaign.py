@@ -166,7 +166,7 @@ class Campaign:
 def outcome(run: Path) -> dict[str, object]:
     """What two equal runs or folds share."""
     checkpoints = run / "checkpoints"
-    kept = sorted(path for path in checkpoints.iterdir() if path.is_dir() and not path.is_symlink())
+    kept = sorted(path for path in checkpoints.glob("*_*") if path.is_dir() and not path.is_symlink())
     history = [{key: value for key, value in row.items() if "time" not in key} for row in json.loads((run / "history.json").read_text())]
     predictions = run / "predictions.csv"
     return {
