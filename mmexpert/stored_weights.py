@@ -45,7 +45,6 @@ def positions(home: Path) -> list[str]:
 
 def _unlinked(home: Path, checkpoint: str, done: bool) -> Path:
     """best or last where no link says it: a run without validation, or a file system without links."""
-
     newest = latest(home)
     if newest is None:
         raise RunFolderError(f"{home} has no {checkpoint}; there are {', '.join(positions(home))}")

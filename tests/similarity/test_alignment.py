@@ -117,17 +117,6 @@ def test_reversed_blocks_at_a_small_gamma_keep_their_digits(build):
     assert score == pytest.approx(0.05 * (here.logsumexp(0).item() - math.log(math.comb(31, 24))) / 24, abs=1e-6)
 
 
-@pytest.mark.parametrize("directions", ["query", "target"])
-def test_one_direction_lets_that_side_walk(build, directions):
-    query, target = ragged(QUERY, 30), ragged(TARGET, 31)
-    got = build("temporal", directions=directions)(query, target)
-    for i in range(4):
-        for j in range(5):
-            sides = one(query, i).sequence[0], one(target, j).sequence[0]
-            expected = monotone_one_way(*(sides if directions == "query" else sides[::-1]))
-            assert got[i, j].item() == pytest.approx(expected, abs=2e-6)
-
-
 def test_step_moves_leave_pads_and_blocks_without_effect(build):
     query, target = ragged([5, 4, 6], 32), ragged([3, 2], 33, width=9)
     whole = build("temporal", moves="step", directions="query")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from similarity_toys import DIM, one, ragged
-from slow import PAIRS, attention_one_way
+from slow import PAIRS, attention_one_way, monotone_one_way
 
 from mmexpert.types import ConfigError, Encoding
 
@@ -158,13 +158,14 @@ def test_windows_of_one_are_token_level_maxsim(build):
 
 
 @pytest.mark.parametrize("directions", ["query", "target"])
-def test_attention_one_way_is_half_of_the_definition(build, directions):
+@pytest.mark.parametrize("name, one_way", [("attention", attention_one_way), ("temporal", monotone_one_way)])
+def test_one_direction_is_that_half_of_the_definition(build, name, one_way, directions):
     query, target = ragged(QUERY, 28), ragged(TARGET, 29)
-    got = build("attention", directions=directions)(query, target)
+    got = build(name, directions=directions)(query, target)
     for i in range(4):
         for j in range(5):
             sides = one(query, i).sequence[0], one(target, j).sequence[0]
-            expected = attention_one_way(*sides) if directions == "query" else attention_one_way(*sides[::-1])
+            expected = one_way(*(sides if directions == "query" else sides[::-1]))
             assert got[i, j].item() == pytest.approx(expected, abs=2e-6)
 
 
